@@ -1,0 +1,161 @@
+//! The replicated configuration: who belongs to the cluster, and the settings that all nodes share.
+//!
+//! One versioned value, changed as a whole, one member at a time (Ongaro 2014, §4.1). Each node always
+//! uses the newest version it holds, whether a quorum has it or not.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Millis, NodeId, Term};
+
+/// Version of a [`ClusterConfig`]: the term of the leader that made it, then a counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct ConfigVersion {
+    /// Term of the leader that made this version.
+    pub term: Term,
+    /// Counts the versions; never goes down.
+    pub seq: u64,
+}
+
+/// What a member is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// A full node: leader or follower.
+    Regular,
+    /// Votes only; no replication.
+    Referee,
+    /// Votes and receives WAL without applying it; never leads.
+    RefereeWithWal,
+}
+
+/// One member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Host name or address, for the control channel and for replication.
+    pub host: String,
+    /// Port of the PostgreSQL server.
+    pub port: u16,
+    /// Port of the control channel.
+    pub biha_port: u16,
+    /// What the member is for.
+    pub mode: Mode,
+    /// May this node become leader?
+    pub can_be_leader: bool,
+    /// Is this node's vote counted?
+    pub can_vote: bool,
+    /// Delay before this node stands for election, in ms; -1 is off.
+    pub priority: i32,
+    /// Added, but not yet caught up: not a voter until the leader has seen it stream.
+    pub joining: bool,
+}
+
+impl Member {
+    /// Counted in elections and leases.
+    pub fn is_voter(&self) -> bool {
+        self.can_vote && !self.joining
+    }
+
+    /// A voter that receives WAL.
+    pub fn is_wal_voter(&self) -> bool {
+        self.is_voter() && self.mode != Mode::Referee
+    }
+
+    /// May stand for election.
+    pub fn is_electable(&self) -> bool {
+        self.is_voter() && self.can_be_leader && self.mode == Mode::Regular
+    }
+}
+
+/// Settings that are the same on every node. Times in ms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Period of the leader's heartbeats; at least 10.
+    pub heartbeat_send_period: u32,
+    /// Heartbeats that may be missed before a peer is UNKNOWN; at least 2.
+    pub heartbeat_max_lost: u32,
+    /// Votes that elect a leader; `None` is the majority of voters.
+    pub nquorum: Option<u32>,
+    /// Live nodes a leader needs to take writes; `None` is the quorum.
+    pub minnodes: Option<u32>,
+    /// A follower that gets no WAL for this long reconnects.
+    pub no_wal_on_follower: u32,
+    /// k of `ANY k (...)`; 0 is asynchronous.
+    pub sync_standbys: u32,
+    /// Lowest k in relaxed mode; -1 is strict.
+    pub sync_standbys_min: i32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            heartbeat_send_period: 200,
+            heartbeat_max_lost: 10,
+            nquorum: None,
+            minnodes: None,
+            no_wal_on_follower: 20_000,
+            sync_standbys: 0,
+            sync_standbys_min: -1,
+        }
+    }
+}
+
+impl Settings {
+    /// How long a follower waits for a heartbeat before it asks for an election, in ms. Also the promise
+    /// that each heartbeat carries (stickiness).
+    pub fn election_timeout(&self) -> Millis {
+        Millis::from(self.heartbeat_send_period) * Millis::from(self.heartbeat_max_lost)
+    }
+
+    /// How long after its sending an acknowledged heartbeat entitles the leader to commit, in ms: 10 % less
+    /// than the promise it carried, for clocks that do not run alike (Ongaro 2014, §6.4.1).
+    pub fn lease(&self) -> Millis {
+        lease_of(self.election_timeout())
+    }
+}
+
+/// The lease that a promise of `promise` ms entitles to.
+pub fn lease_of(promise: Millis) -> Millis {
+    promise - promise.div_ceil(10)
+}
+
+/// The whole replicated configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ClusterConfig {
+    /// Newer versions replace older ones as a whole.
+    pub version: ConfigVersion,
+    /// All members by number.
+    pub members: BTreeMap<NodeId, Member>,
+    /// The common settings.
+    pub settings: Settings,
+}
+
+impl ClusterConfig {
+    /// Numbers of the voters, ascending.
+    pub fn voters(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.members.iter().filter(|(_, m)| m.is_voter()).map(|(id, _)| *id)
+    }
+
+    /// Votes that elect a leader, and acknowledgements that renew its lease.
+    pub fn nquorum(&self) -> usize {
+        match self.settings.nquorum {
+            Some(n) => n as usize,
+            None => self.voters().count() / 2 + 1,
+        }
+    }
+
+    /// Live nodes, the leader included, that a leader needs to take writes.
+    pub fn minnodes(&self) -> usize {
+        self.settings.minnodes.map_or_else(|| self.nquorum(), |n| n as usize)
+    }
+
+    /// True where an explicit nquorum lets two leaders be elected (two disjoint quorums exist).
+    pub fn two_leaders_possible(&self) -> bool {
+        2 * self.nquorum() <= self.voters().count()
+    }
+
+    /// Is this node a member that votes?
+    pub fn is_voter(&self, id: NodeId) -> bool {
+        self.members.get(&id).is_some_and(Member::is_voter)
+    }
+}

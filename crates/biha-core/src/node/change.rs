@@ -1,0 +1,403 @@
+//! Users' commands, and changes of the replicated configuration: one at a time, settled when a quorum of the
+//! old and of the new voters has the version on disk (Ongaro 2014, §4.1).
+
+use crate::command::{Command, CommandError, CommandResult, MemberSetting, RequestId, Setting};
+use crate::config::{ClusterConfig, ConfigVersion, Member, Mode, Settings};
+use crate::event::EventKind;
+use crate::message::{Message, NodeState};
+use crate::step::Output;
+use crate::{Millis, NodeId, Term};
+
+use super::{Node, Role, invalid};
+
+/// How long a request waits for its outcome, in ms.
+const REQUEST_TIMEOUT: Millis = 15_000;
+/// How long a change waits for its quorum before the outcome is called unknown, in ms.
+const CHANGE_TIMEOUT: Millis = 10_000;
+/// A joining node this near to the leader's position has caught up, in bytes of WAL.
+const CAUGHT_UP: u64 = 16 * 1024 * 1024;
+/// Most members of a cluster.
+pub const MAX_MEMBERS: usize = 64;
+
+/// Where a command came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub node: NodeId,
+    pub request: RequestId,
+}
+
+/// A change that no quorum has acknowledged yet.
+#[derive(Debug)]
+pub(super) struct Change {
+    version: ConfigVersion,
+    old: ClusterConfig,
+    origin: Option<Origin>,
+    deadline: Millis,
+}
+
+/// A user of this node who waits for an outcome elsewhere.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    request: RequestId,
+    pub(super) deadline: Millis,
+    /// Accepted by the leader: done when this node leads, begun in this term.
+    new_leader: Option<(NodeId, Term)>,
+    command: Command,
+}
+
+impl Node {
+    pub(super) fn on_command(&mut self, request: RequestId, command: Command) {
+        if command == Command::ResetNodeError {
+            self.reset_error();
+            self.reply(request, Ok(()));
+            return;
+        }
+        if matches!(self.role, Role::Leader(_)) {
+            let origin = Origin { node: self.hard.node, request };
+            self.execute(origin, command);
+            return;
+        }
+        let Some(leader) = self.heard.as_ref().filter(|h| h.dead.is_none()).map(|h| h.id) else {
+            self.reply(request, Err(CommandError::NoLeader));
+            return;
+        };
+        self.send(leader, Message::Forward { request, command: command.clone() });
+        let deadline = self.now + REQUEST_TIMEOUT;
+        self.waiting.push(Waiting { request, deadline, new_leader: None, command });
+    }
+
+    fn reset_error(&mut self) {
+        if self.hard.error.take().is_some() {
+            self.hard.rewind = crate::RewindState::None;
+            self.hard.lower_bound = None;
+            self.persist();
+            self.note(EventKind::NodeError, "the error was reset", Vec::new());
+        }
+    }
+
+    pub(super) fn on_forward(&mut self, from: NodeId, request: RequestId, command: Command) {
+        let origin = Origin { node: from, request };
+        if matches!(self.role, Role::Leader(_)) {
+            self.execute(origin, command);
+        } else {
+            self.finish(origin, Err(CommandError::NoLeader));
+        }
+    }
+
+    pub(super) fn on_forward_reply(&mut self, request: RequestId, result: CommandResult) {
+        let term = self.hard.term;
+        let Some(at) = self.waiting.iter().position(|w| w.request == request) else { return };
+        if result.is_ok()
+            && let Command::SetLeader(target) = self.waiting[at].command
+        {
+            self.waiting[at].new_leader = Some((target, term));
+            self.leader_known_to_requests();
+            return;
+        }
+        self.waiting.swap_remove(at);
+        self.reply(request, result);
+    }
+
+    /// Answers those who wait for a switchover, as far as its outcome is known by now.
+    pub(super) fn leader_known_to_requests(&mut self) {
+        let Some(leader) = self.writable_leader() else { return };
+        let term = self.hard.term;
+        let mut answers = Vec::new();
+        self.waiting.retain(|w| match w.new_leader {
+            Some((target, _)) if target == leader => {
+                answers.push((w.request, Ok(())));
+                false
+            }
+            Some((target, began)) if term > began => {
+                let text = format!("node {leader} became leader instead of node {target}");
+                answers.push((w.request, Err(CommandError::Failed(text))));
+                false
+            }
+            _ => true,
+        });
+        for (request, result) in answers {
+            self.reply(request, result);
+        }
+    }
+
+    fn writable_leader(&self) -> Option<NodeId> {
+        match &self.role {
+            Role::Leader(leader) if leader.is_open() => Some(self.hard.node),
+            _ => self.heard.as_ref().filter(|h| h.beat.state == NodeState::LeaderRw).map(|h| h.id),
+        }
+    }
+
+    pub(super) fn requests_on_time(&mut self) {
+        self.leader_known_to_requests();
+        let now = self.now;
+        let late: Vec<RequestId> =
+            self.waiting.iter().filter(|w| now >= w.deadline).map(|w| w.request).collect();
+        self.waiting.retain(|w| now < w.deadline);
+        for request in late {
+            self.reply(request, Err(CommandError::Unknown));
+        }
+    }
+
+    fn execute(&mut self, origin: Origin, command: Command) {
+        let made = match command {
+            Command::SetLeader(target) => {
+                self.set_leader(origin, target);
+                return;
+            }
+            Command::ResetNodeError => {
+                self.finish(origin, Ok(()));
+                return;
+            }
+            Command::AddNode(id, member) => self.with_node(id, member),
+            Command::RemoveNode(id) => self.without_node(id),
+            Command::Set(settings) => self.with_settings(&settings),
+            Command::SetMember(id, setting) => self.with_member(id, setting),
+        };
+        match made {
+            Err(error) => self.finish(origin, Err(error)),
+            Ok(config) if config == self.config => self.finish(origin, Ok(())),
+            Ok(_) if self.busy() => self.finish(origin, Err(CommandError::Busy)),
+            Ok(config) => self.start_change(Some(origin), config),
+        }
+    }
+
+    fn busy(&self) -> bool {
+        match &self.role {
+            Role::Leader(leader) => leader.change.is_some() || leader.handing_over.is_some(),
+            _ => true,
+        }
+    }
+
+    fn with_node(&self, id: NodeId, member: Member) -> Result<ClusterConfig, CommandError> {
+        if let Some(known) = self.config.members.get(&id) {
+            let same = known.host == member.host
+                && (known.port, known.biha_port, known.mode) == (member.port, member.biha_port, member.mode);
+            return if same {
+                Ok(self.config.clone())
+            } else {
+                Err(invalid(
+                    format!("node {id} is already a member of the cluster"),
+                    "Choose another number, or remove that node first.",
+                ))
+            };
+        }
+        if id.0 == 0 || member.host.is_empty() || member.port == 0 || member.biha_port == 0 {
+            return Err(invalid("a member needs a number above 0, a host and two ports", ""));
+        }
+        if self.config.members.len() >= MAX_MEMBERS {
+            return Err(invalid(format!("a cluster has at most {MAX_MEMBERS} members"), ""));
+        }
+        let mut config = self.config.clone();
+        config.members.insert(id, Member { joining: true, ..member });
+        Ok(config)
+    }
+
+    fn without_node(&self, id: NodeId) -> Result<ClusterConfig, CommandError> {
+        if id == self.hard.node {
+            return Err(invalid(
+                format!("node {id} is the leader and cannot be removed"),
+                "Make another node the leader first, with biha.set_leader.",
+            ));
+        }
+        let mut config = self.config.clone();
+        if config.members.remove(&id).is_none() {
+            return Err(invalid(
+                format!("node {id} is not a member of the cluster"),
+                "The view biha.nodes_v lists the members.",
+            ));
+        }
+        check_counts(&config)?;
+        Ok(config)
+    }
+
+    fn with_member(&self, id: NodeId, setting: MemberSetting) -> Result<ClusterConfig, CommandError> {
+        let mut config = self.config.clone();
+        let Some(member) = config.members.get_mut(&id) else {
+            return Err(invalid(format!("node {id} is not a member of the cluster"), ""));
+        };
+        match setting {
+            MemberSetting::CanBeLeader(value) => member.can_be_leader = value,
+            MemberSetting::CanVote(value) => member.can_vote = value,
+            MemberSetting::Priority(value) => member.priority = value.max(-1),
+        }
+        if id == self.hard.node && !config.members.get(&id).is_some_and(Member::is_electable) {
+            return Err(invalid(
+                format!("node {id} leads the cluster and must stay electable"),
+                "Make another node the leader first, with biha.set_leader.",
+            ));
+        }
+        check_counts(&config)?;
+        Ok(config)
+    }
+
+    fn with_settings(&self, changes: &[Setting]) -> Result<ClusterConfig, CommandError> {
+        let mut config = self.config.clone();
+        let settings = &mut config.settings;
+        for change in changes {
+            match *change {
+                Setting::HeartbeatSendPeriod(ms) => settings.heartbeat_send_period = ms,
+                Setting::HeartbeatMaxLost(count) => settings.heartbeat_max_lost = count,
+                Setting::Nquorum(count) => settings.nquorum = count,
+                Setting::Minnodes(count) => settings.minnodes = count,
+                Setting::NoWalOnFollower(ms) => settings.no_wal_on_follower = ms,
+                Setting::SyncStandbys(count) => settings.sync_standbys = count,
+                Setting::SyncStandbysMin(count) => settings.sync_standbys_min = count,
+            }
+        }
+        check_times(&config.settings)?;
+        check_counts(&config)?;
+        Ok(config)
+    }
+
+    /// A new leader makes the newest configuration its own before it accepts any change.
+    pub(super) fn republish_config(&mut self) {
+        self.start_change(None, self.config.clone());
+    }
+
+    fn start_change(&mut self, origin: Option<Origin>, mut config: ClusterConfig) {
+        config.version = ConfigVersion { term: self.hard.term, seq: self.config.version.seq + 1 };
+        let old = std::mem::replace(&mut self.config, config.clone());
+        let removed: Vec<NodeId> =
+            old.members.keys().copied().filter(|id| !config.members.contains_key(id)).collect();
+        self.outputs.push(Output::PersistConfig(Box::new(config.clone())));
+        let deadline = self.now + CHANGE_TIMEOUT;
+        let promise = config.settings.election_timeout();
+        let smaller = promise < old.settings.election_timeout();
+        if let Role::Leader(leader) = &mut self.role {
+            if smaller {
+                leader.shorten(promise);
+            }
+            leader.change = Some(Change { version: config.version, old, origin, deadline });
+        }
+        for to in self.others().into_iter().chain(removed) {
+            self.send(to, Message::Config(Box::new(config.clone())));
+        }
+        self.renew();
+        self.change_acknowledged();
+    }
+
+    /// Settles the change once a quorum of the old voters and one of the new have it on disk.
+    pub(super) fn change_acknowledged(&mut self) {
+        let me = self.hard.node;
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(change) = &leader.change else { return };
+        let have = |config: &ClusterConfig| {
+            let count = config
+                .voters()
+                .filter(|id| *id == me || leader.ack(*id).is_some_and(|a| a.version >= change.version))
+                .count();
+            count >= config.nquorum()
+        };
+        if !have(&change.old) || !have(&self.config) {
+            return;
+        }
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(change) = leader.change.take()
+            && let Some(origin) = change.origin
+        {
+            self.note(EventKind::Config, "the configuration was changed", Vec::new());
+            self.finish(origin, Ok(()));
+        }
+    }
+
+    /// Gives up waiting, not the change: it stays pending, and no other starts before it is settled.
+    pub(super) fn change_on_time(&mut self) {
+        let now = self.now;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(change) = leader.change.as_mut().filter(|c| now >= c.deadline) else { return };
+        if let Some(origin) = change.origin.take() {
+            self.finish(origin, Err(CommandError::Unknown));
+        }
+    }
+
+    /// A leader that stops leading cannot say what becomes of what it began.
+    pub(super) fn abandon_requests(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let change = leader.change.take().and_then(|c| c.origin);
+        let handing = leader.handing_over.take();
+        if let Some(origin) = change {
+            self.finish(origin, Err(CommandError::Unknown));
+        }
+        if let Some(handing) = handing
+            && handing.phase != super::handover::HandoverPhase::Leaving
+        {
+            let error = CommandError::Failed("the leader lost its leadership meanwhile".to_owned());
+            self.finish(handing.origin, Err(error));
+        }
+    }
+
+    /// Sends the configuration to a member that has an older one. The leader's.
+    pub(super) fn push_config(&mut self, to: NodeId, version: ConfigVersion) {
+        if matches!(self.role, Role::Leader(_)) && version < self.config.version {
+            let config = Box::new(self.config.clone());
+            self.send(to, Message::Config(config));
+        }
+    }
+
+    /// Makes a joining member that has caught up a voter.
+    pub(super) fn admit(&mut self, id: NodeId) {
+        let Some(member) = self.config.members.get(&id).filter(|m| m.joining) else { return };
+        let own = self.position();
+        let Role::Leader(leader) = &self.role else { return };
+        if self.busy() || !leader.is_open() {
+            return;
+        }
+        let streams = leader.ack(id).is_some_and(|a| a.streaming);
+        let near = match (own, self.peers.get(&id).and_then(|p| p.position)) {
+            (Some(own), Some(its)) => own.timeline == its.timeline && its.lsn.0 + CAUGHT_UP >= own.lsn.0,
+            _ => false,
+        };
+        if member.mode == Mode::Referee || streams && near {
+            let mut config = self.config.clone();
+            if let Some(member) = config.members.get_mut(&id) {
+                member.joining = false;
+            }
+            self.note(
+                EventKind::Config,
+                &format!("node {id} has caught up and votes from now on"),
+                Vec::new(),
+            );
+            self.start_change(None, config);
+        }
+    }
+
+    /// Answers a command where it was given.
+    pub(super) fn finish(&mut self, origin: Origin, result: CommandResult) {
+        if origin.node == self.hard.node {
+            self.reply(origin.request, result);
+        } else {
+            self.send(origin.node, Message::ForwardReply { request: origin.request, result });
+        }
+    }
+}
+
+fn check_times(settings: &Settings) -> Result<(), CommandError> {
+    if !(10..=60_000).contains(&settings.heartbeat_send_period) {
+        return Err(invalid("heartbeat_send_period must be between 10 and 60000 ms", ""));
+    }
+    if !(2..=1000).contains(&settings.heartbeat_max_lost) {
+        return Err(invalid("heartbeat_max_lost must be between 2 and 1000", ""));
+    }
+    if settings.no_wal_on_follower < 1000 {
+        return Err(invalid("no_wal_on_follower must be at least 1000 ms", ""));
+    }
+    Ok(())
+}
+
+fn check_counts(config: &ClusterConfig) -> Result<(), CommandError> {
+    let voters = config.voters().count();
+    let members = config.members.values().filter(|m| !m.joining).count();
+    if config.nquorum() < 1 || config.nquorum() > voters {
+        return Err(invalid(
+            format!("nquorum {} does not fit {voters} voters", config.nquorum()),
+            "Change nquorum first, with biha.set_nquorum.",
+        ));
+    }
+    if config.minnodes() < 1 || config.minnodes() > members {
+        return Err(invalid(
+            format!("minnodes {} does not fit {members} nodes", config.minnodes()),
+            "Change minnodes first, with biha.set_minnodes.",
+        ));
+    }
+    Ok(())
+}

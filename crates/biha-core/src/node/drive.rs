@@ -1,0 +1,140 @@
+//! Orders to the server: what it should be doing, against what it was last told.
+
+use crate::event::EventKind;
+use crate::hardstate::{NodeErrorKind, PromotionIntent};
+use crate::step::{Order, OrderId, OrderResult, Output};
+use crate::{Position, Term};
+
+use super::{Node, Outstanding, Role, Wal};
+
+/// How long to wait after an order that failed, in ms.
+const RETRY_AFTER_FAILURE: u64 = 1000;
+
+impl Node {
+    /// The last act of every step, and the only place that gives orders.
+    pub(super) fn drive(&mut self) {
+        if self.restarting || self.now < self.no_order_before {
+            return;
+        }
+        let waits = match &self.order {
+            None => false,
+            // The only order that merely waits, and may be replaced.
+            Some(Outstanding { order: Order::AwaitEnd { .. }, .. }) => true,
+            Some(_) => return,
+        };
+        let Some(order) = self.wanted() else { return };
+        if waits && matches!(order, Order::AwaitEnd { .. }) {
+            return;
+        }
+        self.give(order);
+    }
+
+    fn wanted(&mut self) -> Option<Order> {
+        if !self.server.consistent || !self.has_wal() {
+            return None;
+        }
+        if matches!(self.role, Role::Leader(_)) {
+            return self.leader_order();
+        }
+        if self.server.production {
+            // No incarnation resumes a leadership it did not win itself, and a demoted leader starts again.
+            return Some(Order::Restart { rewind: None, drain: false });
+        }
+        if self.wal == Wal::Unknown {
+            return Some(Order::StopReceiving);
+        }
+        let receiving = matches!(self.wal, Wal::Receiving { .. });
+        let must_stop = match &self.role {
+            Role::Follower(follower) => follower.pending_vote.is_some(),
+            Role::Candidate(candidate) => candidate.wants_stop(),
+            Role::Leader(_) => false,
+        };
+        if receiving && must_stop {
+            return Some(Order::StopReceiving);
+        }
+        if matches!(self.role, Role::Follower(_)) { self.follow_order() } else { None }
+    }
+
+    fn give(&mut self, order: Order) {
+        let id = self.next_order;
+        self.next_order += 1;
+        match &order {
+            // WAL may arrive from the moment the order is given.
+            Order::Follow { leader } => {
+                self.wal = Wal::Receiving {
+                    leader: *leader,
+                    term: self.hard.term,
+                    since: self.now,
+                    moved: self.now,
+                    last: self.server.hint,
+                };
+            }
+            Order::Restart { .. } => self.restarting = true,
+            Order::Promote { timeline, first_placeholder } => {
+                self.hard.promotion =
+                    Some(PromotionIntent { timeline: *timeline, first_placeholder: *first_placeholder });
+                self.persist();
+            }
+            _ => {}
+        }
+        self.order = Some(Outstanding { id, order: order.clone() });
+        self.outputs.push(Output::Order(id, order));
+    }
+
+    pub(super) fn on_done(&mut self, id: OrderId, result: OrderResult) {
+        if self.order.as_ref().is_none_or(|o| o.id != id) {
+            return;
+        }
+        let Some(Outstanding { order, .. }) = self.order.take() else { return };
+        match (order, result) {
+            (
+                Order::StopReceiving | Order::AwaitEnd { .. },
+                OrderResult::Stopped { position, complete, max_timeline },
+            ) => {
+                self.stopped(position, complete, Term(max_timeline));
+            }
+            (Order::Promote { .. }, OrderResult::Promoted { history }) => self.promoted(history),
+            (Order::Promote { .. }, OrderResult::Failed(text)) => self.promotion_failed(&text),
+            (Order::PrepareHandover, OrderResult::Done) => self.handover_prepared(),
+            (Order::PrepareHandover, OrderResult::Failed(text)) => self.cancel_handover(&text),
+            (Order::Follow { leader }, OrderResult::Done) => {
+                self.note(EventKind::Follow, &format!("follows node {leader}"), Vec::new());
+            }
+            (order, OrderResult::Failed(text)) => self.order_failed(&order, &text),
+            // EndWalsenders; anything else would be a mistake of the agent's.
+            (_, _) => {}
+        }
+    }
+
+    fn order_failed(&mut self, order: &Order, text: &str) {
+        if matches!(order, Order::Restart { .. }) {
+            self.restarting = false;
+            if matches!(self.role, Role::Leader(_)) {
+                self.cancel_handover(text);
+            }
+        }
+        self.no_order_before = self.now + RETRY_AFTER_FAILURE;
+    }
+
+    /// Nothing is received any more, and the end of the WAL is known.
+    fn stopped(&mut self, position: Position, complete: bool, max_timeline: Term) {
+        let first = self.wal == Wal::Unknown;
+        self.wal = Wal::Stopped { position };
+        self.known = self.known.max(max_timeline);
+        if first
+            && let Some(bound) = self.hard.lower_bound
+            && position < bound
+        {
+            let text = format!("the WAL ends at {position}, but this node had flushed {bound}");
+            self.fail(NodeErrorKind::WalShorter, text);
+        }
+        let ended = self.heard.as_ref().is_some_and(|h| {
+            h.dead.is_some_and(|d| d.clean) || h.beat.handover.target == Some(self.hard.node)
+        });
+        self.vote_if_stopped();
+        if complete && ended && matches!(self.role, Role::Follower(_)) {
+            self.stream_ended();
+        }
+        self.start_vote_if_stopped();
+    }
+}

@@ -1,0 +1,239 @@
+//! Following: heartbeats heard, leaders lost.
+
+use crate::config::ClusterConfig;
+use crate::event::EventKind;
+use crate::hardstate::{NodeErrorKind, RewindState, TimelineEntry};
+use crate::history::{Ancestry, ancestry};
+use crate::message::{Heartbeat, HeartbeatAck, Message};
+use crate::step::{Order, Output};
+use crate::{Incarnation, NodeId, Position, Term};
+
+use super::elect::{Cause, Stand};
+use super::{Death, Heard, Node, Role, Sticky, Wal, prune};
+
+impl Node {
+    pub(super) fn on_heartbeat(
+        &mut self,
+        from: NodeId,
+        incarnation: Incarnation,
+        term: Term,
+        beat: Heartbeat,
+    ) {
+        let member = self.config.members.get(&from).is_some_and(|m| m.is_electable());
+        if !member && beat.config <= self.config.version {
+            return;
+        }
+        if term < self.hard.term {
+            // Answered with the own, higher term: a stale leader learns of it and steps down.
+            self.acknowledge(from, incarnation, &beat);
+            return;
+        }
+        self.see_term(term);
+        if matches!(self.role, Role::Leader(_)) {
+            return;
+        }
+        self.know_leader(from, incarnation, beat);
+    }
+
+    fn know_leader(&mut self, from: NodeId, incarnation: Incarnation, beat: Heartbeat) {
+        if beat.promise > self.hard.longest_promise {
+            self.hard.longest_promise = beat.promise;
+            self.persist();
+        }
+        self.sticky = Some(Sticky { leader: from, incarnation, until: self.now + beat.promise });
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.state = beat.state;
+            peer.position = beat.position;
+            peer.config = beat.config;
+        }
+        self.learn_from(&beat);
+        self.acknowledge(from, incarnation, &beat);
+        let handover = (beat.handover.target == Some(self.hard.node)).then_some(beat.handover.number);
+        self.led = true;
+        self.heard = Some(Heard { id: from, incarnation, at: self.now, beat, dead: None });
+        if matches!(self.role, Role::Candidate(_)) {
+            self.become_follower();
+        }
+        if handover.is_none() {
+            self.stand_if_leaderless();
+        }
+        self.leader_known_to_requests();
+    }
+
+    /// The leader's view of the other members, and the timeline it opened.
+    fn learn_from(&mut self, beat: &Heartbeat) {
+        for view in &beat.peers {
+            if view.id == self.hard.node {
+                continue;
+            }
+            let peer = self.peers.entry(view.id).or_default();
+            peer.position = view.position;
+            peer.state = view.state;
+            if view.online {
+                peer.heard = peer.heard.max(Some(self.now.saturating_sub(view.since_heard)));
+            }
+        }
+    }
+
+    /// Remembers who opened the leader's timeline. False if that number was opened by another: divergence.
+    fn record_timeline(&mut self) -> bool {
+        let Some(heard) = &self.heard else { return true };
+        let Some(last) = heard.beat.history.last() else { return true };
+        let entry = TimelineEntry { term: self.hard.term, leader: heard.id, fork: last.fork };
+        match self.hard.timelines.get(&last.timeline) {
+            Some(known) => known.fork == entry.fork && known.leader == entry.leader,
+            None => {
+                self.hard.timelines.insert(last.timeline, entry);
+                prune(&mut self.hard.timelines);
+                self.persist();
+                true
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, to: NodeId, incarnation: Incarnation, beat: &Heartbeat) {
+        let streaming = self.server.streaming
+            && matches!(self.wal, Wal::Receiving { leader, term, .. } if leader == to && term == self.hard.term);
+        let ack = HeartbeatAck {
+            seq: beat.seq,
+            leader_incarnation: incarnation,
+            handover: beat.handover.number,
+            config: self.config.version,
+            state: self.state(),
+            position: self.position(),
+            streaming,
+        };
+        self.send(to, Message::HeartbeatAck(ack));
+    }
+
+    /// The last heartbeat again, now that there is something new to say.
+    fn acknowledge_again(&mut self) {
+        let Some(heard) = self.heard.take() else { return };
+        self.acknowledge(heard.id, heard.incarnation, &heard.beat);
+        self.heard = Some(heard);
+    }
+
+    pub(super) fn on_config(&mut self, from: NodeId, config: ClusterConfig) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.config = peer.config.max(config.version);
+        }
+        if config.version <= self.config.version || matches!(self.role, Role::Leader(_)) {
+            return;
+        }
+        self.adopt_config(config);
+        self.acknowledge_again();
+    }
+
+    pub(super) fn adopt_config(&mut self, config: ClusterConfig) {
+        self.outputs.push(Output::PersistConfig(Box::new(config.clone())));
+        self.config = config;
+        self.peers.retain(|id, _| self.config.members.contains_key(id));
+        if self.me().is_none() {
+            self.fail(NodeErrorKind::Removed, "this node was removed from the cluster".to_owned());
+        }
+    }
+
+    /// The leader is proven dead, its gate shut for good.
+    pub(super) fn leader_died(&mut self, clean: bool, why: &str) {
+        let now = self.now;
+        let Some(heard) = &mut self.heard else { return };
+        if heard.dead.is_some() {
+            return;
+        }
+        heard.dead = Some(Death { at: now, clean });
+        let chosen = heard.beat.handover.target;
+        let id = heard.id;
+        self.note(EventKind::LeaderLost, &format!("node {id} is gone: {why}"), Vec::new());
+        if let Role::Candidate(candidate) = &mut self.role {
+            candidate.cause = Cause::Death;
+            candidate.retry = now;
+            return;
+        }
+        let wait = match (clean, chosen) {
+            // The stream's end brings the candidacy forward (`stream_ended`).
+            (true, None) => self.timeout(),
+            (true, Some(chosen)) if chosen == self.hard.node => self.timeout(),
+            (true, Some(_)) => 2 * self.timeout(),
+            (false, _) => self.turn(),
+        };
+        self.stand_at(Stand { at: now + wait, cause: Cause::Death });
+    }
+
+    /// The stream of a leader that is stopping has ended with its shutdown checkpoint: nothing is missing.
+    pub(super) fn stream_ended(&mut self) {
+        let Some(heard) = &self.heard else { return };
+        let (wait, cause) = match heard.beat.handover.target {
+            Some(chosen) if chosen == self.hard.node => (0, Cause::Handover(heard.beat.handover.number)),
+            Some(_) => (self.timeout(), Cause::Death),
+            None => (self.turn(), Cause::Death),
+        };
+        self.stand_at(Stand { at: self.now + wait, cause });
+    }
+
+    /// The order that following asks for now, if any.
+    pub(super) fn follow_order(&mut self) -> Option<Order> {
+        let heard = self.heard.as_ref()?;
+        let (leader, term) = (heard.id, self.hard.term);
+        let chosen = heard.beat.handover.target == Some(self.hard.node);
+        if let Wal::Receiving { leader: from, term: in_term, .. } = self.wal {
+            let ending = match heard.dead {
+                Some(death) => death.clean,
+                None => chosen,
+            };
+            if ending && from == leader && in_term == term {
+                return Some(Order::AwaitEnd { timeout: self.timeout() });
+            }
+            let stalled = self.receiver_stalled();
+            let stop = from != leader || in_term != term || heard.dead.is_some() || stalled;
+            return stop.then_some(Order::StopReceiving);
+        }
+        let Wal::Stopped { position } = self.wal else { return None };
+        if heard.dead.is_some() || heard.beat.history.is_empty() || chosen || self.hard.error.is_some() {
+            return None;
+        }
+        if !self.record_timeline() {
+            self.fail(
+                NodeErrorKind::TimelineConflict,
+                format!("node {leader} opened a timeline whose number another leader has used"),
+            );
+            return None;
+        }
+        self.follow_or_rewind(leader, position)
+    }
+
+    fn follow_or_rewind(&mut self, leader: NodeId, position: Position) -> Option<Order> {
+        let heard = self.heard.as_ref()?;
+        let Ancestry::Parted(fork) = ancestry(position, &heard.beat.history) else {
+            return Some(Order::Follow { leader });
+        };
+        if self.hard.rewind == RewindState::Done(self.hard.term) {
+            let text = format!("the WAL still leaves node {leader}'s at {fork} after a rewind");
+            self.fail(NodeErrorKind::RewindFailed, text);
+            return None;
+        }
+        if !self.options.autorewind {
+            let text = format!("the WAL ends at {position} but leaves node {leader}'s at {fork}");
+            self.fail(NodeErrorKind::Diverged, text);
+            return None;
+        }
+        if !heard.beat.rewind_ready {
+            return None;
+        }
+        self.hard.rewind = RewindState::Requested;
+        let cause = format!("the WAL ends at {position} but leaves node {leader}'s at {fork}");
+        self.note(EventKind::Rewind, &cause, Vec::new());
+        self.persist();
+        Some(Order::Restart { rewind: Some(leader), drain: false })
+    }
+
+    /// No WAL and no stream for `no_wal_on_follower`: worth a new connection.
+    fn receiver_stalled(&self) -> bool {
+        match self.wal {
+            Wal::Receiving { since, moved, .. } => {
+                let patience = u64::from(self.config.settings.no_wal_on_follower);
+                !self.server.streaming && self.now >= since.max(moved) + patience
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Handing over by a user's wish (Ongaro 2014, §3.10; the number is ours: a cancelled hand-over must never let
+//! an old acknowledgement open the gate, nor an old exemption elect).
+
+use crate::command::CommandError;
+use crate::event::EventKind;
+use crate::step::Order;
+use crate::{Millis, NodeId};
+
+use super::change::Origin;
+use super::{Node, Role, invalid};
+
+/// A hand-over in the making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct HandingOver {
+    pub target: NodeId,
+    pub origin: Origin,
+    pub phase: HandoverPhase,
+    pub since: Millis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandoverPhase {
+    /// A checkpoint is being made; commits go on.
+    Preparing,
+    /// The gate is shut and the target told; it has not answered yet.
+    Announced,
+    /// The server is told to restart: nothing can be cancelled any more.
+    Leaving,
+}
+
+impl HandingOver {
+    pub(super) fn order(&self) -> Option<Order> {
+        match self.phase {
+            HandoverPhase::Preparing => Some(Order::PrepareHandover),
+            HandoverPhase::Announced => None,
+            HandoverPhase::Leaving => Some(Order::Restart { rewind: None, drain: true }),
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn set_leader(&mut self, origin: Origin, target: NodeId) {
+        if let Err(error) = self.may_hand_over_to(target) {
+            self.finish(origin, Err(error));
+            return;
+        }
+        if target == self.hard.node {
+            self.finish(origin, Ok(()));
+            return;
+        }
+        let since = self.now;
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.handing_over = Some(HandingOver { target, origin, phase: HandoverPhase::Preparing, since });
+    }
+
+    fn may_hand_over_to(&self, target: NodeId) -> Result<(), CommandError> {
+        let Role::Leader(leader) = &self.role else { return Err(CommandError::NoLeader) };
+        let Some(member) = self.config.members.get(&target) else {
+            return Err(invalid(
+                format!("node {target} is not a member of the cluster"),
+                "The view biha.nodes_v lists the members.",
+            ));
+        };
+        if target == self.hard.node {
+            return Ok(());
+        }
+        if !member.is_electable() {
+            return Err(invalid(
+                format!("node {target} cannot become leader"),
+                "It is a referee, still joining, or has can_be_leader or can_vote off.",
+            ));
+        }
+        if leader.handing_over.is_some() || leader.change.is_some() {
+            return Err(CommandError::Busy);
+        }
+        if !leader.is_open() {
+            return Err(CommandError::Failed("the leader is not in LEADER_RW now".to_owned()));
+        }
+        if !leader.ack(target).is_some_and(|a| a.streaming) {
+            return Err(invalid(
+                format!("node {target} does not stream from the leader now"),
+                "The views biha.status_v and pg_stat_replication show what it does.",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The checkpoint is made: shut the gate and tell everybody who comes next.
+    pub(super) fn handover_prepared(&mut self) {
+        let now = self.now;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(handing) = &mut leader.handing_over else { return };
+        handing.phase = HandoverPhase::Announced;
+        handing.since = now;
+        leader.handover.number += 1;
+        leader.handover.target = Some(handing.target);
+        self.renew();
+        self.beat_now();
+    }
+
+    /// The target knows: leave.
+    pub(super) fn handover_acknowledged(&mut self) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let number = leader.handover.number;
+        let Some(handing) = leader.handing_over.filter(|h| h.phase == HandoverPhase::Announced) else {
+            return;
+        };
+        if leader.ack(handing.target).is_none_or(|a| a.handover != number) {
+            return;
+        }
+        if let Some(handing) = &mut leader.handing_over {
+            handing.phase = HandoverPhase::Leaving;
+        }
+        let cause = format!("hands over to node {}", handing.target);
+        self.note(EventKind::Demoted, &cause, Vec::new());
+        self.finish(handing.origin, Ok(()));
+    }
+
+    pub(super) fn handover_on_time(&mut self) {
+        let timeout = self.timeout();
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(handing) = leader.handing_over else { return };
+        if handing.phase == HandoverPhase::Announced && self.now >= handing.since + timeout / 2 {
+            self.cancel_handover("the target does not answer");
+        }
+    }
+
+    /// Gives a hand-over up. Acknowledgements from before it count no more: the gate opens again only on those
+    /// that carry the new number.
+    pub(super) fn cancel_handover(&mut self, why: &str) {
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(handing) = leader.handing_over.take() else { return };
+        if handing.phase != HandoverPhase::Preparing {
+            leader.handover.number += 1;
+            leader.handover.target = None;
+            leader.forget_all();
+            self.gate(0);
+        }
+        self.finish(handing.origin, Err(CommandError::Failed(format!("the switchover was given up: {why}"))));
+        self.renew();
+        self.beat_now();
+    }
+}

@@ -1,0 +1,370 @@
+//! Leading: heartbeats, the lease, LEADER_RO and LEADER_RW (Ongaro 2014, §6.4.1).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::config::{ClusterConfig, lease_of};
+use crate::event::{EventKind, Step};
+use crate::hardstate::TimelineEntry;
+use crate::message::{Handover, Heartbeat, HeartbeatAck, HistoryEntry, Message, NodeState, PeerView};
+use crate::step::{Order, Output};
+use crate::{Millis, NodeId, Term, Timeline};
+
+use super::change::Change;
+use super::elect::Cause;
+use super::handover::{HandingOver, HandoverPhase};
+use super::{Node, Role, prune};
+
+/// Heartbeat rounds whose acknowledgements are still of use.
+const MAX_ROUNDS: usize = 64;
+
+/// A node that leads its term.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub term: Term,
+    /// The next round's number.
+    seq: u64,
+    next_beat: Millis,
+    /// Rounds sent: number, when, with which promise.
+    rounds: VecDeque<Round>,
+    acks: BTreeMap<NodeId, Ack>,
+    /// The history of the timeline it opened; empty until promoted.
+    pub history: Vec<HistoryEntry>,
+    /// What the gate's word was last set to.
+    open_until: Millis,
+    /// Has been LEADER_RW in this term.
+    served: bool,
+    /// Since when the gate is shut, and the walsenders not yet ended for it.
+    shut_since: Option<Millis>,
+    pub handover: Handover,
+    pub handing_over: Option<HandingOver>,
+    pub change: Option<Change>,
+    cause: Cause,
+    lost: Millis,
+    since: Millis,
+    steps: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    seq: u64,
+    sent: Millis,
+    promise: Millis,
+    handover: u32,
+}
+
+/// What a member last acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ack {
+    /// When the newest heartbeat it acknowledged was sent.
+    sent: Millis,
+    promise: Millis,
+    pub heard: Millis,
+    pub handover: u32,
+    pub streaming: bool,
+    pub version: crate::ConfigVersion,
+}
+
+impl Leader {
+    pub(super) fn deadline(&self) -> Millis {
+        self.next_beat
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open_until > 0
+    }
+
+    pub(super) fn ack(&self, id: NodeId) -> Option<&Ack> {
+        self.acks.get(&id)
+    }
+
+    /// No hand-over stands in the way of commits.
+    fn keeps_office(&self) -> bool {
+        self.handing_over.is_none_or(|h| h.phase == HandoverPhase::Preparing)
+    }
+
+    /// Drops a member from the lease and from the live ones.
+    pub(super) fn forget(&mut self, id: NodeId) {
+        self.acks.remove(&id);
+    }
+
+    /// Forgets every acknowledgement: only what is said from now on counts.
+    pub(super) fn forget_all(&mut self) {
+        self.acks.clear();
+        self.rounds.clear();
+    }
+
+    /// Promises in force must not outlast a smaller one that is about to be given.
+    pub(super) fn shorten(&mut self, promise: Millis) {
+        for ack in self.acks.values_mut() {
+            ack.promise = ack.promise.min(promise);
+        }
+        for round in &mut self.rounds {
+            round.promise = round.promise.min(promise);
+        }
+    }
+
+    /// When the lease ends: the nquorum-th latest of the voters' promises, the leader's own included.
+    fn lease(&self, config: &ClusterConfig, me: NodeId, now: Millis) -> Millis {
+        let own = now + config.settings.lease();
+        let mut ends: Vec<Millis> = config
+            .voters()
+            .filter_map(|id| match self.acks.get(&id) {
+                _ if id == me => Some(own),
+                Some(ack) => Some(ack.sent + lease_of(ack.promise)),
+                None => None,
+            })
+            .collect();
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        ends.get(config.nquorum().saturating_sub(1)).copied().unwrap_or(0)
+    }
+
+    /// Members heard within the election timeout, the leader included.
+    fn alive(&self, config: &ClusterConfig, now: Millis) -> usize {
+        let timeout = config.settings.election_timeout();
+        let others = self
+            .acks
+            .iter()
+            .filter(|(id, ack)| {
+                now < ack.heard + timeout && config.members.get(id).is_some_and(|m| !m.joining)
+            })
+            .count();
+        others + 1
+    }
+}
+
+impl Node {
+    pub(super) fn become_leader(&mut self, cause: Cause, lost: Millis, steps: Vec<Step>) {
+        let now = self.now;
+        self.heard = None;
+        self.sticky = None;
+        self.role = Role::Leader(Box::new(Leader {
+            term: self.hard.term,
+            seq: 0,
+            next_beat: now,
+            rounds: VecDeque::new(),
+            acks: BTreeMap::new(),
+            history: Vec::new(),
+            open_until: 0,
+            served: false,
+            shut_since: Some(now),
+            handover: Handover::default(),
+            handing_over: None,
+            change: None,
+            cause,
+            lost,
+            since: now,
+            steps,
+        }));
+        self.republish_config();
+        self.beat_now();
+    }
+
+    pub(super) fn leader_on_time(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        if self.now >= leader.next_beat {
+            self.beat_now();
+        }
+        self.renew();
+        self.handover_on_time();
+        self.change_on_time();
+    }
+
+    /// One round of heartbeats.
+    pub(super) fn beat_now(&mut self) {
+        let period = Millis::from(self.config.settings.heartbeat_send_period);
+        let promise = self.timeout();
+        let peers = self.peer_views();
+        let (now, position, checkpointed) = (self.now, self.position(), self.server.checkpointed);
+        let config = self.config.version;
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.seq += 1;
+        leader.next_beat = now + period;
+        leader.rounds.push_back(Round {
+            seq: leader.seq,
+            sent: now,
+            promise,
+            handover: leader.handover.number,
+        });
+        if leader.rounds.len() > MAX_ROUNDS {
+            leader.rounds.pop_front();
+        }
+        let beat = Heartbeat {
+            seq: leader.seq,
+            promise,
+            handover: leader.handover,
+            config,
+            state: if leader.is_open() { NodeState::LeaderRw } else { NodeState::LeaderRo },
+            history: leader.history.clone(),
+            rewind_ready: checkpointed && !leader.history.is_empty(),
+            position,
+            peers,
+        };
+        for to in self.others() {
+            self.send(to, Message::Heartbeat(Box::new(beat.clone())));
+        }
+    }
+
+    fn peer_views(&self) -> Vec<PeerView> {
+        self.view()
+            .members
+            .into_iter()
+            .map(|m| PeerView {
+                id: m.id,
+                state: m.state,
+                online: m.online,
+                since_heard: m.since_heard.unwrap_or(0),
+                position: m.position,
+            })
+            .collect()
+    }
+
+    pub(super) fn on_ack(&mut self, from: NodeId, term: Term, ack: &HeartbeatAck) {
+        self.see_term(term);
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.state = ack.state;
+            peer.position = ack.position;
+            peer.config = ack.config;
+        }
+        let (now, incarnation, own_term) = (self.now, self.hard.incarnation, self.hard.term);
+        let Role::Leader(leader) = &mut self.role else { return };
+        if term != own_term || ack.leader_incarnation != incarnation {
+            return;
+        }
+        let round = leader.rounds.iter().find(|r| r.seq == ack.seq).copied();
+        let Some(round) = round.filter(|r| r.handover == leader.handover.number) else { return };
+        let new = Ack {
+            sent: round.sent,
+            promise: round.promise,
+            heard: now,
+            handover: ack.handover,
+            streaming: ack.streaming,
+            version: ack.config,
+        };
+        let old = leader.acks.insert(from, new);
+        if let (Some(old), Some(entry)) = (old, leader.acks.get_mut(&from))
+            && old.sent > entry.sent
+        {
+            (entry.sent, entry.promise) = (old.sent, old.promise);
+        }
+        self.push_config(from, ack.config);
+        self.renew();
+        self.handover_acknowledged();
+        self.change_acknowledged();
+        self.admit(from);
+    }
+
+    /// Recomputes the lease and sets the gate's word.
+    pub(super) fn renew(&mut self) {
+        let (now, me) = (self.now, self.hard.node);
+        let config = &self.config;
+        let Role::Leader(leader) = &self.role else { return };
+        let lease = leader.lease(config, me, now);
+        let alive = leader.alive(config, now) >= config.minnodes();
+        let promoted = !leader.history.is_empty() && self.server.production;
+        let open = promoted && alive && lease > now && leader.keeps_office() && !self.stopping;
+        let until = if open { lease } else { 0 };
+        if until == leader.open_until {
+            return;
+        }
+        let was_open = leader.is_open();
+        let alive_text = leader.alive(config, now);
+        if let Role::Leader(leader) = &mut self.role {
+            leader.open_until = until;
+            match (was_open, open) {
+                (true, false) => leader.shut_since = Some(now),
+                (false, true) => leader.shut_since = None,
+                _ => {}
+            }
+        }
+        self.gate(until);
+        match (was_open, open) {
+            (false, true) => self.opened(),
+            (true, false) => {
+                let why = if lease <= now {
+                    "the lease ran out: too few voters answer".to_owned()
+                } else if !alive {
+                    format!("{alive_text} nodes are alive, minnodes is {}", self.config.minnodes())
+                } else {
+                    "a hand-over begins".to_owned()
+                };
+                self.note(EventKind::Fenced, &why, Vec::new());
+                self.beat_now();
+            }
+            _ => {}
+        }
+    }
+
+    /// LEADER_RW is reached.
+    fn opened(&mut self) {
+        let now = self.now;
+        let Role::Leader(leader) = &mut self.role else { return };
+        if leader.served {
+            self.note(EventKind::Unfenced, "a quorum answers again", Vec::new());
+        } else {
+            leader.served = true;
+            let (cause, lost) = (leader.cause, leader.lost);
+            let mut steps = std::mem::take(&mut leader.steps);
+            steps.push(Step { name: "writable".to_owned(), ms: now - leader.since });
+            steps.push(Step { name: "total".to_owned(), ms: now - lost });
+            let (kind, text) = match cause {
+                Cause::Handover(_) => (EventKind::Switchover, "the leader handed over"),
+                Cause::Death => (EventKind::Failover, "the leader is gone"),
+                Cause::Timeout => (EventKind::Failover, "the leader was not heard"),
+                Cause::Startup => (EventKind::Failover, "the cluster started"),
+            };
+            self.note(kind, text, steps);
+        }
+        self.beat_now();
+    }
+
+    /// The order that leading asks for now, if any.
+    pub(super) fn leader_order(&mut self) -> Option<Order> {
+        let now = self.now;
+        let timeout = self.timeout();
+        let own_timeline = self.position().map_or(0, |p| p.timeline);
+        let (config, me) = (&self.config, self.hard.node);
+        let Role::Leader(leader) = &mut self.role else { return None };
+        if let Some(order) = leader.handing_over.and_then(|h| h.order()) {
+            return Some(order);
+        }
+        if leader.history.is_empty() {
+            let ready = leader.lease(config, me, now) > now
+                && leader.alive(config, now) >= config.minnodes()
+                && !self.server.production;
+            return ready
+                .then_some(Order::Promote { timeline: leader.term.0, first_placeholder: own_timeline + 1 });
+        }
+        let lost = leader.lease(config, me, now) <= now;
+        if lost && leader.shut_since.is_some_and(|since| now >= since + timeout) {
+            leader.shut_since = None;
+            return Some(Order::EndWalsenders);
+        }
+        None
+    }
+
+    pub(super) fn promoted(&mut self, history: Vec<HistoryEntry>) {
+        let now = self.now;
+        let me = self.hard.node;
+        let Role::Leader(leader) = &mut self.role else { return };
+        leader.steps.push(Step { name: "promote".to_owned(), ms: now - leader.since });
+        leader.since = now;
+        leader.history = history;
+        let term = leader.term;
+        let last: Option<(Timeline, crate::Lsn)> = leader.history.last().map(|e| (e.timeline, e.fork));
+        // The server left recovery; the next status will say so too.
+        self.server.production = true;
+        self.renew();
+        self.hard.promotion = None;
+        if let Some((timeline, fork)) = last {
+            self.hard.timelines.insert(timeline, TimelineEntry { term, leader: me, fork });
+            prune(&mut self.hard.timelines);
+        }
+        self.outputs.push(Output::Persist(Box::new(self.hard.clone())));
+        self.beat_now();
+    }
+
+    pub(super) fn promotion_failed(&mut self, text: &str) {
+        self.note(EventKind::Demoted, &format!("the promotion failed: {text}"), Vec::new());
+        self.become_follower();
+    }
+}

@@ -1,0 +1,570 @@
+//! The state machine of one node.
+//!
+//! ```text
+//!             no leader heard, or proven dead            votes of a quorum
+//!  Follower ---------------------------------> Candidate ------------------> Leader
+//!     ^  ^--- a leader heard, or the vote lost ----'                            |
+//!     '------ a higher term, or handed over: the server restarts as a standby --'
+//! ```
+//!
+//! [`Node::step`] takes one [`Input`], changes the state and returns the [`Output`]s. Its last act is always
+//! [`Node::drive`], which compares what the server should be doing with what it was last ordered to do: no
+//! other place gives orders.
+//!
+//! **Architecture invariant:** no clock, no randomness, no input or output here. Time comes in with each step,
+//! randomness as the seed of a generator.
+
+mod change;
+mod drive;
+mod elect;
+mod follow;
+mod handover;
+mod lead;
+mod view;
+mod vote;
+
+use std::collections::BTreeMap;
+
+use crate::command::{CommandError, CommandResult, RequestId};
+use crate::config::{ClusterConfig, ConfigVersion, Mode};
+use crate::event::{Event, EventKind, Step};
+use crate::hardstate::{HardState, NodeError, NodeErrorKind, RewindState};
+use crate::message::{Envelope, Goodbye, Heartbeat, Hello, Message, NodeState};
+use crate::step::{Disconnect, Input, Order, OrderId, Output, ServerStatus};
+use crate::{Incarnation, Millis, NodeId, Position, Term, Timeline};
+
+use elect::{Candidate, Stand};
+use lead::Leader;
+pub use view::{MemberView, View};
+
+/// This node's own settings, which need not be the same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `biha.autorewind`.
+    pub autorewind: bool,
+    /// `biha.trust_refused`.
+    pub trust_refused: bool,
+}
+
+/// One node of the cluster.
+#[derive(Debug)]
+pub struct Node {
+    now: Millis,
+    started: Millis,
+    hard: HardState,
+    config: ClusterConfig,
+    options: Options,
+    role: Role,
+    server: ServerStatus,
+    wal: Wal,
+    /// The leader of the current term, once heard.
+    heard: Option<Heard>,
+    sticky: Option<Sticky>,
+    /// A leader has been heard since the start.
+    led: bool,
+    /// No vote, pre-vote or candidacy before this moment: promises given by the former incarnation.
+    silent_until: Millis,
+    /// Highest term or timeline number seen anywhere.
+    known: Term,
+    peers: BTreeMap<NodeId, Peer>,
+    order: Option<Outstanding>,
+    next_order: OrderId,
+    no_order_before: Millis,
+    restarting: bool,
+    stopping: bool,
+    waiting: Vec<change::Waiting>,
+    rng: u64,
+    outputs: Vec<Output>,
+}
+
+#[derive(Debug)]
+enum Role {
+    Follower(Follower),
+    Candidate(Candidate),
+    Leader(Box<Leader>),
+}
+
+/// A node that follows a leader or waits for one.
+#[derive(Debug, Default)]
+struct Follower {
+    /// When to stand for election, and why.
+    stand: Option<Stand>,
+    /// A vote that will be given once the receiver has stopped.
+    pending_vote: Option<(NodeId, crate::VoteRequest)>,
+}
+
+/// What is known of the WAL on this node's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wal {
+    /// Not read since the start.
+    Unknown,
+    /// Nothing is received; it ends here.
+    Stopped { position: Position },
+    /// Being received from this leader of this term.
+    Receiving { leader: NodeId, term: Term, since: Millis, moved: Millis, last: Option<Position> },
+}
+
+/// The leader of the current term, as last heard.
+#[derive(Debug)]
+struct Heard {
+    id: NodeId,
+    incarnation: Incarnation,
+    at: Millis,
+    beat: Heartbeat,
+    /// It said goodbye, or a newer incarnation of it was heard: its gate is shut for good.
+    dead: Option<Death>,
+}
+
+/// How a leader is known to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Death {
+    at: Millis,
+    /// Its WAL stream ends with a shutdown checkpoint: worth waiting for.
+    clean: bool,
+}
+
+/// A promise not to vote or stand against a leader.
+#[derive(Clone, Copy, Debug)]
+struct Sticky {
+    leader: NodeId,
+    incarnation: Incarnation,
+    until: Millis,
+}
+
+#[derive(Debug)]
+struct Peer {
+    incarnation: Incarnation,
+    heard: Option<Millis>,
+    state: NodeState,
+    position: Option<Position>,
+    config: ConfigVersion,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    id: OrderId,
+    order: Order,
+}
+
+impl Node {
+    /// A node at the start of its controller. `hard` is what the state file holds; `rewound` what came of a
+    /// rewind that the restart was for. The first outputs make the new incarnation durable.
+    pub fn new(
+        now: Millis,
+        seed: u64,
+        hard: HardState,
+        config: ClusterConfig,
+        options: Options,
+        rewound: Option<Result<(), String>>,
+    ) -> (Node, Vec<Output>) {
+        let silent_until = if hard.longest_promise > 0 { now + hard.longest_promise } else { now };
+        let known = hard.timelines.keys().next_back().map_or(hard.term, |t| hard.term.max(Term(*t)));
+        let mut node = Node {
+            now,
+            started: now,
+            hard,
+            config,
+            options,
+            role: Role::Follower(Follower::default()),
+            server: ServerStatus::default(),
+            wal: Wal::Unknown,
+            heard: None,
+            sticky: None,
+            led: false,
+            silent_until,
+            known,
+            peers: BTreeMap::new(),
+            order: None,
+            next_order: 1,
+            no_order_before: 0,
+            restarting: false,
+            stopping: false,
+            waiting: Vec::new(),
+            rng: seed | 1,
+            outputs: Vec::new(),
+        };
+        node.hard.incarnation.0 += 1;
+        node.hard.promotion = None;
+        node.take_rewind_result(rewound);
+        node.persist();
+        node.gate(0);
+        node.note(EventKind::Started, "the controller started", Vec::new());
+        node.stand_if_leaderless();
+        let outputs = std::mem::take(&mut node.outputs);
+        (node, outputs)
+    }
+
+    /// Takes one input and says what is to be done, in order. `now` never goes back.
+    pub fn step(&mut self, now: Millis, input: Input) -> Vec<Output> {
+        self.now = self.now.max(now);
+        // After its last word a node says nothing more: it would renew the promises it has just released.
+        if self.stopping {
+            return Vec::new();
+        }
+        match input {
+            Input::Tick => {}
+            Input::Message(envelope) => self.on_message(envelope),
+            Input::Disconnected(peer, how) => self.on_disconnected(peer, how),
+            Input::Server(status) => self.on_server(status),
+            Input::Done(id, result) => self.on_done(id, result),
+            Input::Command(request, command) => self.on_command(request, command),
+            Input::Stop(goodbye) => self.on_stop(goodbye),
+        }
+        if !self.stopping {
+            self.on_time();
+            self.drive();
+        }
+        self.check();
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Replaces this node's own settings.
+    pub fn set_options(&mut self, options: Options) {
+        self.options = options;
+    }
+
+    /// What this node remembers over a crash.
+    pub fn hard(&self) -> &HardState {
+        &self.hard
+    }
+
+    /// The newest configuration this node holds.
+    pub fn config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
+    /// What must hold after every step, in every build.
+    fn check(&self) {
+        assert!(self.known >= self.hard.term, "a known term is never below the own");
+        if let Role::Leader(leader) = &self.role {
+            assert!(leader.term == self.hard.term, "a leader leads its current term only");
+            assert!(self.hard.voted_for == Some(self.hard.node), "a leader has voted for itself");
+            assert!(self.heard.is_none(), "a leader hears no other leader in its term");
+        }
+        if let Some(heard) = &self.heard {
+            assert!(heard.id != self.hard.node, "a node does not follow itself");
+        }
+    }
+
+    fn on_time(&mut self) {
+        match &self.role {
+            Role::Follower(_) => self.follower_on_time(),
+            Role::Candidate(_) => self.candidate_on_time(),
+            Role::Leader(_) => self.leader_on_time(),
+        }
+        self.requests_on_time();
+    }
+
+    /// When [`Input::Tick`] is due at the latest.
+    pub fn next_deadline(&self) -> Millis {
+        let role = match &self.role {
+            Role::Follower(f) => f.stand.map_or(Millis::MAX, |s| s.at),
+            Role::Candidate(c) => c.deadline(),
+            Role::Leader(l) => l.deadline(),
+        };
+        let requests = self.waiting.iter().map(|w| w.deadline).min().unwrap_or(Millis::MAX);
+        let order = if self.no_order_before > self.now { self.no_order_before } else { Millis::MAX };
+        role.min(requests).min(order).max(self.now + 1)
+    }
+
+    fn on_message(&mut self, envelope: Envelope) {
+        let Envelope { cluster, from, to, incarnation, term, message } = envelope;
+        if cluster != self.hard.cluster || to != self.hard.node || from == self.hard.node {
+            return;
+        }
+        if !self.met(from, incarnation) {
+            return;
+        }
+        let heard_before = self.config.members.contains_key(&from);
+        match message {
+            Message::Heartbeat(beat) => self.on_heartbeat(from, incarnation, term, *beat),
+            Message::Config(config) => self.on_config(from, *config),
+            // A term from outside the newest configuration changes nothing.
+            _ if !heard_before => {}
+            Message::Hello(hello) => self.on_hello(from, term, &hello),
+            Message::HeartbeatAck(ack) => self.on_ack(from, term, &ack),
+            Message::PreVote(request) => self.on_pre_vote(from, &request),
+            Message::PreVoteReply(reply) => self.on_pre_vote_reply(from, term, &reply),
+            Message::Vote(request) => self.on_vote(from, request),
+            Message::VoteReply(reply) => self.on_vote_reply(from, term, &reply),
+            Message::Goodbye(goodbye) => self.on_goodbye(from, goodbye),
+            Message::Forward { request, command } => self.on_forward(from, request, command),
+            Message::ForwardReply { request, result } => self.on_forward_reply(request, result),
+            Message::Event(record) => self.outputs.push(Output::Remember(record)),
+        }
+    }
+
+    /// Notes the sender's incarnation; false for one that is already known to be dead.
+    fn met(&mut self, from: NodeId, incarnation: Incarnation) -> bool {
+        let now = self.now;
+        let peer = self.peers.entry(from).or_default();
+        if incarnation < peer.incarnation {
+            return false;
+        }
+        peer.heard = Some(now);
+        peer.closed = false;
+        if incarnation > peer.incarnation {
+            peer.incarnation = incarnation;
+            self.former_life_ended(from, incarnation);
+        }
+        true
+    }
+
+    /// A newer incarnation is authenticated proof that the older one is dead and its gate shut.
+    fn former_life_ended(&mut self, from: NodeId, incarnation: Incarnation) {
+        if self.sticky.is_some_and(|s| s.leader == from && s.incarnation < incarnation) {
+            self.sticky = None;
+        }
+        if self.heard.as_ref().is_some_and(|h| h.id == from && h.incarnation < incarnation) {
+            self.leader_died(false, "its controller was started anew");
+        }
+        if let Role::Leader(leader) = &mut self.role {
+            leader.forget(from);
+        }
+    }
+
+    fn on_hello(&mut self, from: NodeId, term: Term, hello: &Hello) {
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.state = hello.state;
+            peer.config = hello.config;
+        }
+        self.see_term(term);
+        self.push_config(from, hello.config);
+        if matches!(self.role, Role::Leader(_)) {
+            self.beat_now();
+        }
+    }
+
+    fn on_goodbye(&mut self, from: NodeId, goodbye: Goodbye) {
+        let clean = goodbye == Goodbye::CleanStop;
+        let incarnation = self.peers.get(&from).map(|p| p.incarnation);
+        if self.sticky.is_some_and(|s| s.leader == from && Some(s.incarnation) == incarnation) {
+            self.sticky = None;
+        }
+        if self.heard.as_ref().is_some_and(|h| h.id == from && Some(h.incarnation) == incarnation) {
+            let why = match goodbye {
+                Goodbye::PostmasterDied => "its postmaster died",
+                Goodbye::CleanStop => "it is being stopped",
+                Goodbye::Fault => "its controller gave up",
+            };
+            self.leader_died(clean, why);
+        }
+        if let Role::Leader(leader) = &mut self.role {
+            leader.forget(from);
+        }
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.state = NodeState::Unknown;
+        }
+    }
+
+    fn on_disconnected(&mut self, from: NodeId, how: Disconnect) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let refused_after_end = peer.closed && how == Disconnect::Refused;
+        peer.closed = true;
+        if let Role::Leader(leader) = &mut self.role {
+            leader.forget(from);
+        }
+        if refused_after_end && self.options.trust_refused {
+            if self.sticky.is_some_and(|s| s.leader == from) {
+                self.sticky = None;
+            }
+            if self.heard.as_ref().is_some_and(|h| h.id == from) {
+                self.leader_died(false, "its host refuses connections");
+            }
+        }
+    }
+
+    fn on_server(&mut self, status: ServerStatus) {
+        self.server = status;
+        let now = self.now;
+        if let Wal::Receiving { last, moved, .. } = &mut self.wal
+            && *last != status.hint
+        {
+            *last = status.hint;
+            *moved = now;
+        }
+    }
+
+    /// The server is being stopped: shut the gate for good, and tell everybody before anything else.
+    fn on_stop(&mut self, goodbye: Goodbye) {
+        self.stopping = true;
+        self.gate(0);
+        for peer in self.others() {
+            self.send(peer, Message::Goodbye(goodbye));
+        }
+    }
+
+    /// Takes note of a term. A higher one ends whatever role this node had in the old one.
+    fn see_term(&mut self, term: Term) {
+        self.known = self.known.max(term);
+        if term <= self.hard.term {
+            return;
+        }
+        if matches!(self.role, Role::Leader(_)) {
+            self.gate(0);
+            self.note(EventKind::Demoted, "a higher term was seen", Vec::new());
+        }
+        self.hard.term = term;
+        self.hard.voted_for = None;
+        self.heard = None;
+        self.persist();
+        self.become_follower();
+    }
+
+    fn become_follower(&mut self) {
+        if let Role::Leader(leader) = &self.role
+            && leader.is_open()
+        {
+            self.gate(0);
+        }
+        self.abandon_requests();
+        self.role = Role::Follower(Follower::default());
+        self.stand_if_leaderless();
+    }
+
+    // Small helpers, in the order of the alphabet.
+
+    /// The time between two candidates that would otherwise stand together, in ms.
+    fn beat(&self) -> Millis {
+        (Millis::from(self.config.settings.heartbeat_send_period) / 8).clamp(10, 50)
+    }
+
+    fn fail(&mut self, kind: NodeErrorKind, text: String) {
+        if self.hard.error.as_ref().is_some_and(|e| e.kind == kind) {
+            return;
+        }
+        let leader = self.heard.as_ref().map(|h| h.id);
+        self.note(EventKind::NodeError, &text, Vec::new());
+        self.hard.error = Some(NodeError { kind, text, position: self.position(), leader });
+        self.persist();
+    }
+
+    fn gate(&mut self, until: Millis) {
+        self.outputs.push(Output::Gate(until));
+    }
+
+    fn me(&self) -> Option<&crate::Member> {
+        self.config.members.get(&self.hard.node)
+    }
+
+    fn note(&mut self, kind: EventKind, cause: &str, steps: Vec<Step>) {
+        let leader = match &self.role {
+            Role::Leader(_) => Some(self.hard.node),
+            _ => self.heard.as_ref().map(|h| h.id),
+        };
+        self.outputs.push(Output::Event(Event {
+            kind,
+            term: self.hard.term,
+            leader,
+            position: self.position(),
+            cause: cause.to_owned(),
+            steps,
+        }));
+    }
+
+    /// All other members.
+    fn others(&self) -> Vec<NodeId> {
+        self.config.members.keys().copied().filter(|id| *id != self.hard.node).collect()
+    }
+
+    fn persist(&mut self) {
+        self.outputs.push(Output::Persist(Box::new(self.hard.clone())));
+    }
+
+    /// Where this node's WAL ends: exactly if nothing is received, else as far as known.
+    fn position(&self) -> Option<Position> {
+        match self.wal {
+            Wal::Stopped { position } if !self.server.production => Some(position),
+            _ => self.server.hint,
+        }
+    }
+
+    /// A number below `below`, from the node's own generator (xorshift64*; Vigna 2016).
+    fn random(&mut self, below: Millis) -> Millis {
+        self.rng ^= self.rng >> 12;
+        self.rng ^= self.rng << 25;
+        self.rng ^= self.rng >> 27;
+        (self.rng.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below.max(1)
+    }
+
+    fn reply(&mut self, request: RequestId, result: CommandResult) {
+        self.outputs.push(Output::Reply(request, result));
+    }
+
+    fn send(&mut self, to: NodeId, message: Message) {
+        self.outputs.push(Output::Send(Box::new(Envelope {
+            cluster: self.hard.cluster,
+            from: self.hard.node,
+            to,
+            incarnation: self.hard.incarnation,
+            term: self.hard.term,
+            message,
+        })));
+    }
+
+    /// Words for every new connection to a peer.
+    pub fn hello(&self, to: NodeId) -> Envelope {
+        Envelope {
+            cluster: self.hard.cluster,
+            from: self.hard.node,
+            to,
+            incarnation: self.hard.incarnation,
+            term: self.hard.term,
+            message: Message::Hello(Hello { config: self.config.version, state: self.state() }),
+        }
+    }
+
+    fn take_rewind_result(&mut self, rewound: Option<Result<(), String>>) {
+        match (self.hard.rewind, rewound) {
+            (_, Some(Ok(()))) => {
+                self.hard.rewind = RewindState::Done(self.hard.term);
+                self.hard.lower_bound = None;
+                self.hard.error = None;
+            }
+            (_, Some(Err(text))) => {
+                self.hard.rewind = RewindState::None;
+                self.hard.error =
+                    Some(NodeError { kind: NodeErrorKind::RewindFailed, text, position: None, leader: None });
+            }
+            // The restart came without the rewind (an operator's stop won): the position will ask again.
+            (RewindState::Requested, None) => self.hard.rewind = RewindState::None,
+            (RewindState::None | RewindState::Done(_), None) => {}
+        }
+    }
+
+    fn timeout(&self) -> Millis {
+        self.config.settings.election_timeout()
+    }
+
+    /// Does this node take part with a WAL of its own?
+    fn has_wal(&self) -> bool {
+        self.me().is_none_or(|m| m.mode != Mode::Referee)
+    }
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Peer {
+            incarnation: Incarnation(0),
+            heard: None,
+            state: NodeState::Unknown,
+            position: None,
+            config: ConfigVersion::default(),
+            closed: true,
+        }
+    }
+}
+
+/// The timelines a node remembers; older ones are of no use to anybody.
+const MAX_TIMELINES: usize = 64;
+
+fn prune<V>(map: &mut BTreeMap<Timeline, V>) {
+    while map.len() > MAX_TIMELINES {
+        map.pop_first();
+    }
+}
+
+fn invalid(text: impl Into<String>, hint: impl Into<String>) -> CommandError {
+    CommandError::Invalid { text: text.into(), hint: hint.into() }
+}

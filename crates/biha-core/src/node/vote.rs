@@ -1,0 +1,147 @@
+//! Voting: when a voter says yes, and what it does before (Ongaro 2014, §3.4, §3.6.1, §4.2.3).
+
+use crate::config::Mode;
+use crate::hardstate::RewindState;
+use crate::message::{Message, Refusal, VoteReply, VoteRequest};
+use crate::{Millis, NodeId};
+
+use super::elect::{Cause, Stand};
+use super::{Node, Role, Wal};
+
+impl Node {
+    /// Would this voter say no to the request, and why? The same question for pre-vote, vote, and a
+    /// candidate's own vote.
+    pub(super) fn refusal(&self, candidate: NodeId, request: &VoteRequest) -> Option<Refusal> {
+        if !self.config.members.get(&candidate).is_some_and(|m| m.is_electable()) {
+            return Some(Refusal::NotElectable);
+        }
+        if self.now < self.silent_until {
+            return Some(Refusal::Silent(self.silent_until - self.now));
+        }
+        if self.server.production || matches!(self.role, Role::Leader(_)) {
+            return Some(Refusal::InProduction);
+        }
+        if let Some(remaining) = self.promised_for()
+            && !self.exempt(candidate, request)
+        {
+            return Some(Refusal::LeaderAlive(remaining));
+        }
+        let voted_in_it = request.term == self.hard.term && self.hard.voted_for == Some(candidate);
+        if voted_in_it {
+            return None;
+        }
+        if request.term == self.hard.term && self.hard.voted_for.is_some() {
+            return Some(Refusal::AlreadyVoted);
+        }
+        if request.term <= self.known {
+            return Some(Refusal::TermTooLow);
+        }
+        if !self.ready() {
+            return Some(Refusal::NotReady);
+        }
+        if request.config < self.config.version {
+            return Some(Refusal::ConfigOlder);
+        }
+        if self.has_wal() {
+            match self.position() {
+                None => return Some(Refusal::NotReady),
+                Some(own) if request.position < own => return Some(Refusal::PositionBehind),
+                Some(_) => {}
+            }
+        }
+        None
+    }
+
+    /// How long this node is still bound not to vote or stand, in ms.
+    pub(super) fn promised_for(&self) -> Option<Millis> {
+        self.sticky.filter(|s| self.now < s.until).map(|s| s.until - self.now)
+    }
+
+    /// The leader itself released this voter from its promise, for this candidate.
+    fn exempt(&self, candidate: NodeId, request: &VoteRequest) -> bool {
+        let (Some(heard), Some(number)) = (&self.heard, request.handover) else { return false };
+        let handover = heard.beat.handover;
+        handover.target == Some(candidate)
+            && handover.number == number
+            && self.sticky.is_some_and(|s| s.leader == heard.id && s.incarnation == heard.incarnation)
+    }
+
+    /// Fit to vote and to stand: the position is known, no rewind is unfinished, no error.
+    pub(super) fn ready(&self) -> bool {
+        let known = self.wal != Wal::Unknown || !self.has_wal();
+        known && self.hard.rewind != RewindState::Requested && self.hard.error.is_none()
+    }
+
+    pub(super) fn on_pre_vote(&mut self, from: NodeId, request: &VoteRequest) {
+        let refusal = self
+            .refusal(from, request)
+            .or_else(|| self.outranks(from, request.position).then_some(Refusal::Outranked));
+        self.answer(from, request, refusal, true);
+    }
+
+    pub(super) fn on_vote(&mut self, from: NodeId, request: VoteRequest) {
+        if let Some(refusal) = self.refusal(from, &request) {
+            self.answer(from, &request, Some(refusal), false);
+            return;
+        }
+        if matches!(self.role, Role::Candidate(_)) {
+            // Somebody stands ahead of this node, with a term as high and WAL as good.
+            self.become_follower();
+        }
+        let Role::Follower(follower) = &mut self.role else { return };
+        let newer = follower.pending_vote.as_ref().is_none_or(|(_, r)| r.term <= request.term);
+        if newer {
+            follower.pending_vote = Some((from, request));
+        }
+        self.vote_if_stopped();
+    }
+
+    /// Before yes, a WAL voter stops receiving, durably; then the vote is persisted, then answered.
+    pub(super) fn vote_if_stopped(&mut self) {
+        if self.has_wal() && !matches!(self.wal, Wal::Stopped { .. }) {
+            return;
+        }
+        let Role::Follower(follower) = &mut self.role else { return };
+        let Some((from, request)) = follower.pending_vote.take() else { return };
+        let refusal = self.refusal(from, &request);
+        if refusal.is_none() {
+            if request.term > self.hard.term {
+                self.hard.term = request.term;
+                self.heard = None;
+            }
+            self.hard.voted_for = Some(from);
+            self.known = self.known.max(request.term);
+            if let Wal::Stopped { position } = self.wal {
+                self.hard.lower_bound = Some(position);
+            }
+            self.persist();
+            let at = self.now + self.timeout() / 2 + self.turn();
+            self.stand_at(Stand { at, cause: Cause::Timeout });
+        }
+        self.answer(from, &request, refusal, false);
+    }
+
+    fn answer(&mut self, to: NodeId, request: &VoteRequest, refusal: Option<Refusal>, pre: bool) {
+        if refusal == Some(Refusal::ConfigOlder) {
+            let config = Box::new(self.config.clone());
+            self.send(to, Message::Config(config));
+        }
+        let is_referee = self.me().is_some_and(|m| m.mode == Mode::Referee);
+        let position = if is_referee { None } else { self.position() };
+        let reply = VoteReply { term: request.term, refusal, position, known: self.known };
+        self.send(to, if pre { Message::PreVoteReply(reply) } else { Message::VoteReply(reply) });
+        if refusal == Some(Refusal::PositionBehind) {
+            self.stand_soon();
+        }
+    }
+
+    /// Another stands with less WAL than this node holds: this node should stand itself.
+    fn stand_soon(&mut self) {
+        let now = self.now;
+        if let Role::Follower(follower) = &mut self.role
+            && let Some(stand) = &mut follower.stand
+        {
+            stand.at = stand.at.min(now);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Processes of a server, found by their working directory: PostgreSQL and everything it starts works in the
+//! data directory. So a re-executed postmaster, an orphaned worker and a running pg_rewind are found as well,
+//! and nothing that is not ours ever is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::yield_now;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::wait_for;
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// Its parent's number.
+    pub parent: i32,
+    /// State as in ps: R, S, D, T (stopped), Z.
+    pub state: char,
+    /// CPU time used so far, user and system, in clock ticks of 10 ms.
+    pub ticks: u64,
+    /// Its title, as in ps.
+    pub title: String,
+}
+
+/// All living processes whose working directory is `dir`, without zombies.
+pub fn in_directory(dir: &Path) -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut found: Vec<Process> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| works_in(*pid, dir))
+        .filter_map(read)
+        .filter(|process| process.state != 'Z')
+        .collect();
+    found.sort_by_key(|process| process.pid);
+    found
+}
+
+fn works_in(pid: i32, dir: &Path) -> bool {
+    fs::read_link(PathBuf::from(format!("/proc/{pid}/cwd"))).is_ok_and(|cwd| cwd == dir)
+}
+
+fn read(pid: i32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the command's name in parentheses, may hold anything; the rest follows its last ')'.
+    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    let title = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let title = String::from_utf8_lossy(&title).replace('\0', " ").trim().to_string();
+    Some(Process {
+        pid,
+        parent: fields.get(1)?.parse().ok()?,
+        state: fields.first()?.chars().next()?,
+        ticks,
+        title,
+    })
+}
+
+/// Does the process live (and is no zombie)?
+pub fn alive(pid: i32) -> bool {
+    read(pid).is_some_and(|process| process.state != 'Z')
+}
+
+/// Sends a signal; a process that is gone already is no error.
+pub fn signal(pid: i32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(pid).context("process number 0")?;
+    match kill_process(pid, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("could not send {signal:?} to {pid:?}")),
+    }
+}
+
+/// kill -9 of everything that works in `dir`, until nothing does.
+pub fn kill_all(dir: &Path) -> Result<()> {
+    wait_for(&format!("end of all processes in {}", dir.display()), Duration::from_secs(10), || {
+        let left = in_directory(dir);
+        for process in &left {
+            // What can't be killed shows as still there.
+            signal(process.pid, Signal::KILL).ok();
+        }
+        left.is_empty()
+    })
+}
+
+/// Stops (SIGSTOP) everything that works in `dir`, until all of it stands still.
+pub fn freeze_all(dir: &Path) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let running: Vec<_> = in_directory(dir).into_iter().filter(|p| p.state != 'T').collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "processes that can't be stopped: {running:?}");
+        for process in running {
+            signal(process.pid, Signal::STOP)?;
+        }
+        yield_now();
+    }
+}
+
+/// Lets everything that works in `dir` run on.
+pub fn thaw_all(dir: &Path) -> Result<()> {
+    in_directory(dir).iter().try_for_each(|process| signal(process.pid, Signal::CONT))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn finds_freezes_and_kills_by_directory() {
+        let dir = std::env::temp_dir().join(format!("biha-process-test-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let dir = dir.canonicalize().unwrap();
+        let mut child = Command::new("sleep").arg("60").current_dir(&dir).spawn().unwrap();
+        let found = in_directory(&dir);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].pid, i32::try_from(child.id()).unwrap());
+        freeze_all(&dir).unwrap();
+        assert_eq!(in_directory(&dir)[0].state, 'T');
+        thaw_all(&dir).unwrap();
+        kill_all(&dir).unwrap();
+        assert!(in_directory(&dir).is_empty());
+        child.wait().unwrap();
+        fs::remove_dir(&dir).unwrap();
+    }
+}

@@ -1,0 +1,87 @@
+//! Making nodes: with bihactl, as an operator would; or without biha, to compare with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::cluster::Cluster;
+use crate::node::Node;
+use crate::run::run;
+
+/// File with the cluster's magic string, for `bihactl add`.
+fn magic_file(cluster: &Cluster) -> PathBuf {
+    cluster.directory.join("magic")
+}
+
+/// The cluster's first node: `bihactl init`, then started.
+pub fn init(cluster: &Cluster, node: &Node) -> Result<()> {
+    let mut command = node.runner.command(&cluster.bihactl);
+    command.arg("init").args(identity(node)).arg("--magic-file").arg(magic_file(cluster));
+    command.arg("--bindir").arg(&node.bindir);
+    if cluster.builder.sync_standbys > 0 {
+        command.arg(format!("--sync-standbys={}", cluster.builder.sync_standbys));
+    }
+    run(&mut command)?;
+    configure(cluster, node)?;
+    node.start()?;
+    node.wait_state(&["LEADER_RW"], Duration::from_secs(30)).map(drop)
+}
+
+/// A further node: `bihactl add`, then started.
+pub fn add(cluster: &Cluster, node: &Node) -> Result<()> {
+    let mut command = node.runner.command(&cluster.bihactl);
+    command.arg("add").args(identity(node)).arg("--magic-file").arg(magic_file(cluster));
+    command.arg("--bindir").arg(&node.bindir);
+    run(&mut command)?;
+    node.start()
+}
+
+fn identity(node: &Node) -> [String; 5] {
+    [
+        format!("--biha-node-id={}", node.id),
+        format!("--host={}", node.address.host),
+        format!("--port={}", node.address.port),
+        format!("--biha-port={}", node.control_port),
+        format!("--pgdata={}", node.data.display()),
+    ]
+}
+
+/// The settings of the test, and a way in for its clients. Further nodes get both with their base backup.
+fn configure(cluster: &Cluster, node: &Node) -> Result<()> {
+    let mut lines = format!(
+        "\n# of the cluster tests\n\
+         log_line_prefix = '%m [%p] %b %e '\n\
+         unix_socket_directories = '{}'\n\
+         shared_buffers = '64MB'\n",
+        cluster.directory.join("sockets").display()
+    );
+    for (name, value) in &cluster.builder.settings {
+        lines.push_str(&format!("{name} = '{value}'\n"));
+    }
+    node.append("postgresql.conf", &lines)?;
+    let hosts = "host all postgres 127.0.0.1/32 trust\n\
+                 host all postgres samenet trust\n\
+                 host replication postgres samenet trust\n";
+    node.append("pg_hba.conf", hosts)
+}
+
+/// The first server of a cluster without biha.
+pub fn plain_primary(cluster: &Cluster, node: &Node) -> Result<()> {
+    run(node.program("initdb").args(["--auth=trust", "--username=postgres", "-D"]).arg(&node.data))?;
+    configure(cluster, node)?;
+    let own = format!("listen_addresses = '*'\nport = {}\nwal_log_hints = on\n", node.address.port);
+    node.append("postgresql.conf", &own)?;
+    node.start()
+}
+
+/// A streaming standby with its slot.
+pub fn plain_standby(primary: &Node, node: &Node) -> Result<()> {
+    let slot = format!("standby_{}", node.id);
+    let mut command = node.program("pg_basebackup");
+    command.args(["-h", &primary.address.host, "-p", &primary.address.port.to_string()]);
+    command.args(["-U", "postgres", "-R", "-C", "-S", &slot, "-c", "fast", "-D"]).arg(&node.data);
+    run(&mut command)?;
+    node.append("postgresql.conf", &format!("port = {}\n", node.address.port))?;
+    node.start()
+}

@@ -1,0 +1,138 @@
+//! The request for a restart in place, and the operator's stop that beats it.
+//!
+//! Both lie in memory that the postmaster shares with its children and that is not PostgreSQL's, which is
+//! unmapped when they are read. A request is never on disk: a leader whose disk is sick must be able to step
+//! down, and no request can outlive the postmaster that it was made to, which a failing start could repeat.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+
+use crate::pg::sharedpage::Shareable;
+
+/// Longest conninfo of a rewind's source, in bytes.
+pub const MAX_SOURCE: usize = 3072;
+
+const FREE: u32 = 0;
+const WRITING: u32 = 1;
+const ASKED: u32 = 2;
+
+/// A restart that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Conninfo of the server to rewind against before the start; `None`: only restart.
+    pub rewind: Option<String>,
+}
+
+/// What postmaster and children tell each other. All zeros: nothing was asked.
+#[repr(C)]
+pub struct Page {
+    state: AtomicU32,
+    requester: AtomicI32,
+    operator_stop: AtomicBool,
+    source_len: AtomicUsize,
+    source: [AtomicU8; MAX_SOURCE],
+}
+
+// SAFETY: only atomics, for which zero is a value.
+unsafe impl Shareable for Page {}
+
+impl Page {
+    /// Leaves a request in the name of a process, which then signals the postmaster.
+    pub fn ask(&self, requester: i32, request: &Request) -> Result<(), String> {
+        let source = request.rewind.as_deref().unwrap_or("").as_bytes();
+        if source.len() > MAX_SOURCE {
+            return Err(format!("the source's conninfo is longer than {MAX_SOURCE} bytes"));
+        }
+        if self.operator_stopping() {
+            return Err("the server is being stopped".into());
+        }
+        self.state
+            .compare_exchange(FREE, WRITING, Ordering::SeqCst, Ordering::SeqCst)
+            .map_err(|_| "a restart has already been asked for".to_string())?;
+        for (place, byte) in self.source.iter().zip(source) {
+            place.store(*byte, Ordering::Relaxed);
+        }
+        self.source_len.store(source.len(), Ordering::Relaxed);
+        self.requester.store(requester, Ordering::Relaxed);
+        self.state.store(ASKED, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Has this process left a request? Async-signal-safe.
+    pub fn asked_by(&self, process: i32) -> bool {
+        self.state.load(Ordering::SeqCst) == ASKED && self.requester.load(Ordering::Relaxed) == process
+    }
+
+    /// The request, once.
+    pub fn take(&self) -> Option<Request> {
+        if self.state.load(Ordering::SeqCst) != ASKED {
+            return None;
+        }
+        let len = self.source_len.load(Ordering::Relaxed).min(MAX_SOURCE);
+        let source: Vec<u8> = self.source.iter().take(len).map(|b| b.load(Ordering::Relaxed)).collect();
+        self.forget();
+        Some(Request {
+            rewind: (!source.is_empty()).then(|| String::from_utf8_lossy(&source).into_owned()),
+        })
+    }
+
+    /// Drops a request that led to nothing.
+    pub fn forget(&self) {
+        self.state.store(FREE, Ordering::SeqCst);
+    }
+
+    /// Remembers that somebody else than biha stops the server. Async-signal-safe.
+    pub fn note_operator_stop(&self) {
+        self.operator_stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Has somebody else than biha asked the server to stop?
+    pub fn operator_stopping(&self) -> bool {
+        self.operator_stop.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> Box<Page> {
+        Box::new(Page {
+            state: AtomicU32::new(0),
+            requester: AtomicI32::new(0),
+            operator_stop: AtomicBool::new(false),
+            source_len: AtomicUsize::new(0),
+            source: [const { AtomicU8::new(0) }; MAX_SOURCE],
+        })
+    }
+
+    #[test]
+    fn a_request_is_taken_once_and_belongs_to_who_made_it() {
+        let page = page();
+        assert_eq!(page.take(), None);
+        let request = Request { rewind: Some("host=a dbname=b".into()) };
+        page.ask(7, &request).unwrap();
+        assert!(page.asked_by(7) && !page.asked_by(8));
+        assert_eq!(page.take(), Some(request));
+        assert_eq!(page.take(), None);
+        assert!(!page.asked_by(7));
+        page.ask(8, &Request { rewind: None }).unwrap();
+        assert_eq!(page.take(), Some(Request { rewind: None }));
+    }
+
+    #[test]
+    fn a_second_request_is_refused() {
+        let page = page();
+        page.ask(7, &Request { rewind: None }).unwrap();
+        assert!(page.ask(8, &Request { rewind: None }).is_err());
+        assert!(page.asked_by(7));
+    }
+
+    #[test]
+    fn no_request_after_an_operators_stop_and_none_too_long() {
+        let page = page();
+        assert!(page.ask(7, &Request { rewind: Some("x".repeat(MAX_SOURCE + 1)) }).is_err());
+        page.note_operator_stop();
+        assert!(page.ask(7, &Request { rewind: None }).is_err());
+        assert_eq!(page.take(), None);
+    }
+}

@@ -1,0 +1,19 @@
+//! Every file of biha's in the data directory, named once. The server's working directory is the data
+//! directory, so all are relative.
+
+/// biha's own directory.
+pub const DIR: &str = "pg_biha";
+/// The replicated configuration.
+pub const CONF: &str = "pg_biha/biha.conf";
+/// The node's durable state.
+pub const STATE: &str = "pg_biha/biha.state";
+/// The events kept for `biha.history()`.
+pub const HISTORY: &str = "pg_biha/biha.history";
+/// PostgreSQL settings that change with the node's role; included by postgresql.biha.conf.
+pub const SERVER_CONF: &str = "pg_biha/server.conf";
+/// A restart in place that was asked for.
+pub const RESTART: &str = "pg_biha/restart";
+/// The cluster's certificate authority.
+pub const CA: &str = "pg_biha/ca.crt";
+/// Password file of biha_replication_user, in libpq's format.
+pub const PASSFILE: &str = "pg_biha/pgpass";

@@ -1,0 +1,46 @@
+//! Every difference between PostgreSQL 15, 16, 17 and 18 that biha meets.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+
+/// Has WAL been removed that this slot should have kept?
+#[cfg(feature = "pg15")]
+pub fn slot_is_lost(data: &pg_sys::ReplicationSlotPersistentData) -> bool {
+    data.restart_lsn == 0 && data.invalidated_at != 0
+}
+
+/// Has WAL been removed that this slot should have kept?
+#[cfg(not(feature = "pg15"))]
+pub fn slot_is_lost(data: &pg_sys::ReplicationSlotPersistentData) -> bool {
+    data.invalidated != pg_sys::ReplicationSlotInvalidationCause::RS_INVAL_NONE
+}
+
+/// Creates and acquires a physical slot that is dropped with its release, unless it is made persistent.
+///
+/// # Safety
+/// This process holds no slot. Raises an ERROR if the name is taken or no slot is free.
+pub unsafe fn create_physical_slot(name: &CStr) {
+    let persistency = pg_sys::ReplicationSlotPersistency::RS_EPHEMERAL;
+    // SAFETY: as the caller promises.
+    unsafe {
+        #[cfg(any(feature = "pg15", feature = "pg16"))]
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), false, persistency, false);
+        #[cfg(any(feature = "pg17", feature = "pg18"))]
+        pg_sys::ReplicationSlotCreate(name.as_ptr(), false, persistency, false, false, false);
+    }
+}
+
+/// Acquires a slot, without waiting for another process to release it.
+///
+/// # Safety
+/// This process holds no slot. Raises an ERROR if there is no such slot or another process has it.
+pub unsafe fn acquire_slot(name: &CStr) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        #[cfg(not(feature = "pg18"))]
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), true);
+        #[cfg(feature = "pg18")]
+        pg_sys::ReplicationSlotAcquire(name.as_ptr(), true, true);
+    }
+}

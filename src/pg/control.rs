@@ -1,0 +1,49 @@
+//! `global/pg_control`, read from disk: PostgreSQL's copy in shared memory is gone when a postmaster exits.
+
+use pgrx::pg_sys;
+
+/// What the control file says of the server's last stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// "shut down": ended cleanly as a primary.
+    ShutDown,
+    /// "shut down in recovery": ended cleanly as a standby.
+    ShutDownInRecovery,
+    /// Anything else: running, or ended without a shutdown checkpoint.
+    Unclean,
+}
+
+/// The parts of the control file that biha looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlFile {
+    /// How the server was stopped.
+    pub state: State,
+    /// The highest timeline that the data directory has WAL of.
+    pub timeline: u32,
+    /// Pages have checksums.
+    pub checksums: bool,
+}
+
+/// Reads the control file of the data directory (this process's working directory); `None` if its checksum is
+/// wrong. Raises an ERROR if it cannot be read, which in an exiting postmaster is the end of the exit.
+pub fn read() -> Option<ControlFile> {
+    let mut crc_ok = false;
+    // SAFETY: returns a palloc'd copy, or raises an ERROR.
+    let raw = unsafe { pg_sys::get_controlfile(c".".as_ptr(), &mut crc_ok) };
+    // SAFETY: as above; freed once copied.
+    let file = unsafe {
+        let file = *raw;
+        pg_sys::pfree(raw.cast());
+        file
+    };
+    let state = match file.state {
+        pg_sys::DBState::DB_SHUTDOWNED => State::ShutDown,
+        pg_sys::DBState::DB_SHUTDOWNED_IN_RECOVERY => State::ShutDownInRecovery,
+        _ => State::Unclean,
+    };
+    crc_ok.then_some(ControlFile {
+        state,
+        timeline: file.checkPointCopy.ThisTimeLineID.max(file.minRecoveryPointTLI),
+        checksums: file.data_checksum_version != 0,
+    })
+}

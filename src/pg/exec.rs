@@ -1,0 +1,91 @@
+//! Becoming another image of the same process, and what must be put right before.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
+
+/// Marks every descriptor above 2 to be closed by `execv`. Not closed at once: if `execv` fails, this process
+/// must still be able to say so.
+pub fn close_others_on_exec() -> io::Result<()> {
+    // SAFETY: only sets flags on descriptors.
+    if unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } == 0 {
+        return Ok(());
+    }
+    // Linux before 5.11, or a sandbox that does not know the call.
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        if let Some(fd) = name.to_str().and_then(|name| name.parse::<i32>().ok()).filter(|fd| *fd > 2) {
+            // SAFETY: only sets a flag; a descriptor that is gone by now gives an error that does not matter.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
+}
+
+/// Makes a file this process's standard output and error. The old standard error is returned.
+pub fn redirect_output(file: &File) -> io::Result<OwnedFd> {
+    let old = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned()?;
+    put_output(file.as_raw_fd())?;
+    Ok(old)
+}
+
+/// Makes a descriptor this process's standard output and error.
+pub fn restore_output(old: &OwnedFd) -> io::Result<()> {
+    put_output(old.as_raw_fd())
+}
+
+fn put_output(fd: i32) -> io::Result<()> {
+    for standard in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: both are descriptors of this process.
+        if unsafe { libc::dup2(fd, standard) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Sets or removes a variable of the environment. Only where this process has one thread.
+pub fn set_variable(name: &str, value: Option<&std::ffi::OsStr>) {
+    // SAFETY: the postmaster has one thread.
+    unsafe {
+        match value {
+            Some(value) => std::env::set_var(name, value),
+            None => std::env::remove_var(name),
+        }
+    }
+}
+
+/// Runs another image in this process, with the environment as it is. Returns only if that fails.
+pub fn execute(arguments: &[CString]) -> io::Error {
+    let mut pointers: Vec<*const libc::c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    pointers.push(ptr::null());
+    // SAFETY: a NULL-terminated array of NUL-terminated strings, with at least the NULL.
+    unsafe { libc::execv(pointers[0], pointers.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Ends the process at once, without any callback.
+pub fn end(code: i32) -> ! {
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// For a child between fork and exec: dies with its parent, has no signal blocked, ends on a broken pipe.
+pub fn prepare_child(parent: i32) -> io::Result<()> {
+    // SAFETY: all of these are async-signal-safe.
+    unsafe {
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::getppid() != parent {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        for signo in [libc::SIGPIPE, libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR2] {
+            libc::signal(signo, libc::SIG_DFL);
+        }
+    }
+    super::signal::unblock_all();
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! A robust, process-shared mutex that tells whether its holder lives. The kernel marks it when the holder
+//! dies, before it closes the holder's sockets (pthread_mutexattr_setrobust(3), Linux `exit_robust_list`).
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+
+/// Held by the controller for life; everybody else only looks.
+pub struct RobustMutex(UnsafeCell<MaybeUninit<libc::pthread_mutex_t>>);
+
+// SAFETY: used only through pthread calls on an initialised process-shared mutex.
+unsafe impl Sync for RobustMutex {}
+
+impl Default for RobustMutex {
+    /// An uninitialised mutex; [`RobustMutex::init`] makes it one, in its final place in shared memory.
+    fn default() -> Self {
+        RobustMutex(UnsafeCell::new(MaybeUninit::zeroed()))
+    }
+}
+
+impl RobustMutex {
+    fn raw(&self) -> *mut libc::pthread_mutex_t {
+        self.0.get().cast()
+    }
+
+    /// Makes it a mutex that nobody holds. In `shmem_startup_hook`, before any other process exists.
+    pub fn init(&self) {
+        let mut attr = MaybeUninit::<libc::pthread_mutexattr_t>::uninit();
+        // SAFETY: attr is initialised by the first call; the mutex is in shared memory and not in use yet.
+        unsafe {
+            libc::pthread_mutexattr_init(attr.as_mut_ptr());
+            libc::pthread_mutexattr_setpshared(attr.as_mut_ptr(), libc::PTHREAD_PROCESS_SHARED);
+            libc::pthread_mutexattr_setrobust(attr.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);
+            libc::pthread_mutex_init(self.raw(), attr.as_ptr());
+            libc::pthread_mutexattr_destroy(attr.as_mut_ptr());
+        }
+    }
+
+    /// Takes it for the rest of this process's life. False if another holds it, or a holder died and nobody
+    /// has made it anew.
+    pub fn hold(&self) -> bool {
+        // SAFETY: initialised in shmem_startup_hook.
+        match unsafe { libc::pthread_mutex_trylock(self.raw()) } {
+            0 => true,
+            libc::EOWNERDEAD => {
+                // A controller that was restarted by the postmaster without a crash-restart.
+                // SAFETY: we own it now.
+                unsafe { libc::pthread_mutex_consistent(self.raw()) == 0 }
+            }
+            _ => false,
+        }
+    }
+
+    /// Does its holder live?
+    pub fn is_held(&self) -> bool {
+        // SAFETY: initialised in shmem_startup_hook.
+        match unsafe { libc::pthread_mutex_trylock(self.raw()) } {
+            libc::EBUSY => true,
+            0 | libc::EOWNERDEAD => {
+                // Nobody held it, or the holder died. After EOWNERDEAD an unlock without "consistent" makes
+                // it unusable: dead for good, until shared memory is made anew.
+                // SAFETY: we own it now.
+                unsafe { libc::pthread_mutex_unlock(self.raw()) };
+                false
+            }
+            _ => false,
+        }
+    }
+}

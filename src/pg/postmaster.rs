@@ -1,0 +1,81 @@
+//! What the postmaster knows of itself.
+
+use std::ffi::{CStr, c_char};
+use std::path::PathBuf;
+
+use pgrx::pg_sys;
+
+/// Is this a postmaster that starts a server for use? Not a single-user server, no child, not pg_upgrade's.
+/// `postgres -C` looks the same; it just never makes shared memory.
+pub fn is_serving() -> bool {
+    // SAFETY: plain values of this process, set before libraries are loaded.
+    unsafe {
+        pg_sys::process_shared_preload_libraries_in_progress
+            && pg_sys::IsPostmasterEnvironment
+            && !pg_sys::IsUnderPostmaster
+            && !pg_sys::IsBinaryUpgrade
+    }
+}
+
+/// Process number of the postmaster.
+pub fn pid() -> i32 {
+    // SAFETY: a plain value, set before libraries are loaded.
+    unsafe { pg_sys::PostmasterPid }
+}
+
+/// Is PostgreSQL's log collected by its own process (`logging_collector`)?
+pub fn collects_log() -> bool {
+    // SAFETY: a plain value of this process.
+    unsafe { pg_sys::Logging_collector }
+}
+
+fn path(text: *const c_char) -> PathBuf {
+    if text.is_null() {
+        return PathBuf::new();
+    }
+    // SAFETY: PostgreSQL's path variables are null or NUL-terminated and live as long as the process.
+    let bytes = unsafe { CStr::from_ptr(text) }.to_bytes();
+    PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes))
+}
+
+/// The server's own executable.
+pub fn executable() -> PathBuf {
+    // SAFETY: an array of the process, filled in at its start; only its address is taken.
+    path(unsafe { (&raw const pg_sys::my_exec_path).cast() })
+}
+
+/// The data directory.
+pub fn data_directory() -> PathBuf {
+    // SAFETY: set before libraries are loaded.
+    path(unsafe { pg_sys::DataDir })
+}
+
+/// `config_file`, absolute.
+pub fn config_file() -> PathBuf {
+    // SAFETY: as above.
+    path(unsafe { pg_sys::ConfigFileName })
+}
+
+/// `hba_file`, absolute.
+pub fn hba_file() -> PathBuf {
+    // SAFETY: as above.
+    path(unsafe { pg_sys::HbaFileName })
+}
+
+/// `ident_file`, absolute.
+pub fn ident_file() -> PathBuf {
+    // SAFETY: as above.
+    path(unsafe { pg_sys::IdentFileName })
+}
+
+/// `log_directory`, absolute or relative to the data directory.
+pub fn log_directory() -> PathBuf {
+    // SAFETY: as above.
+    path(unsafe { pg_sys::Log_directory })
+}
+
+/// Registers what this process does last at its end. Children drop it.
+pub fn at_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum)) {
+    // SAFETY: the callback lives as long as the library, which is never unloaded.
+    unsafe { pg_sys::on_proc_exit(Some(callback), pg_sys::Datum::from(0)) };
+}

@@ -1,0 +1,50 @@
+//! `pg_biha/server.conf`: the PostgreSQL settings that change with the node's role. biha alone writes it; it
+//! is included last by postgresql.biha.conf.
+
+use std::io;
+
+use crate::paths;
+
+/// What the file says.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct ServerConf {
+    /// `primary_conninfo`; empty: receive from nobody.
+    pub primary_conninfo: String,
+    /// `primary_slot_name`.
+    pub primary_slot_name: String,
+    /// `synchronous_standby_names`; empty: asynchronous.
+    pub synchronous_standby_names: String,
+    /// Blank `restore_command`: the archive may hold a dead branch while no leader is known, and it slows a
+    /// promotion.
+    pub blank_restore_command: bool,
+    /// `wal_retrieve_retry_interval` in ms; `None` leaves the operator's.
+    pub retry_interval: Option<u32>,
+    /// `biha.receiver_epoch`.
+    pub epoch: i32,
+}
+
+impl ServerConf {
+    /// The file's text. The epoch stands last: once it is seen, everything before it is in force.
+    pub fn text(&self) -> String {
+        let mut text = String::from("# Written by biha; changes are lost.\n");
+        let mut line = |name: &str, value: &str| {
+            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        };
+        line("primary_conninfo", &self.primary_conninfo);
+        line("primary_slot_name", &self.primary_slot_name);
+        line("synchronous_standby_names", &self.synchronous_standby_names);
+        if self.blank_restore_command {
+            line("restore_command", "");
+        }
+        if let Some(ms) = self.retry_interval {
+            line("wal_retrieve_retry_interval", &format!("{ms}ms"));
+        }
+        line("biha.receiver_epoch", &self.epoch.to_string());
+        text
+    }
+
+    /// Writes the file durably; whoever reads it afterwards, over a crash too, reads this.
+    pub fn write(&self) -> io::Result<()> {
+        biha_io::durable_write(paths::SERVER_CONF.as_ref(), self.text().as_bytes())
+    }
+}

@@ -1,0 +1,192 @@
+//! Reads the WAL in pg_wal record by record, with PostgreSQL's own reader and its checks. Nothing is taken
+//! from counters in shared memory: those both under- and overstate what is on disk.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::ptr;
+
+use biha_core::{Lsn, Timeline};
+use pgrx::pg_sys;
+
+use crate::pg::xlog;
+
+/// Size of a WAL page.
+const PAGE: u64 = pg_sys::XLOG_BLCKSZ as u64;
+/// `sizeof(XLogPageHeaderData)` and `sizeof(XLogLongPageHeaderData)`.
+const PAGE_HEADERS: [u64; 2] = [24, 40];
+
+/// A complete and valid record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it begins.
+    pub start: Lsn,
+    /// Where it ends, and the next one may begin.
+    pub end: Lsn,
+    /// It is a shutdown checkpoint: the last record of a server that was stopped cleanly.
+    pub shutdown_checkpoint: bool,
+}
+
+/// Where the pages come from.
+struct Source {
+    /// A segment is read from the first of these that has a file for it.
+    timelines: Vec<Timeline>,
+    segment_size: u64,
+    open: Option<(u64, File)>,
+}
+
+impl Source {
+    /// The file that holds a segment.
+    fn segment(&mut self, number: u64) -> Option<&File> {
+        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+            let file = self
+                .timelines
+                .iter()
+                .find_map(|timeline| File::open(segment_path(*timeline, number, self.segment_size)).ok())?;
+            self.open = Some((number, file));
+        }
+        self.open.as_ref().map(|(_, file)| file)
+    }
+
+    fn read_page(&mut self, page: u64, buffer: &mut [u8]) -> bool {
+        let size = self.segment_size;
+        self.segment(page / size).is_some_and(|file| file.read_exact_at(buffer, page % size).is_ok())
+    }
+}
+
+fn segment_path(timeline: Timeline, number: u64, segment_size: u64) -> String {
+    let per_id = 0x1_0000_0000 / segment_size;
+    format!("pg_wal/{timeline:08X}{:08X}{:08X}", number / per_id, number % per_id)
+}
+
+/// PostgreSQL's `page_read` callback. It raises no ERROR.
+///
+/// # Safety
+/// `private_data` is the reader's [`Source`]; `buffer` has room for a page.
+unsafe extern "C-unwind" fn read_page(
+    state: *mut pg_sys::XLogReaderState,
+    page: pg_sys::XLogRecPtr,
+    _wanted: i32,
+    _record: pg_sys::XLogRecPtr,
+    buffer: *mut std::ffi::c_char,
+) -> i32 {
+    // SAFETY: as the caller promises; nothing else refers to the source meanwhile.
+    let (source, buffer) = unsafe {
+        let source = &mut *(*state).private_data.cast::<Source>();
+        (source, std::slice::from_raw_parts_mut(buffer.cast::<u8>(), PAGE as usize))
+    };
+    if source.read_page(page, buffer) { PAGE as i32 } else { -1 }
+}
+
+/// Reads records of one timeline and, for segments that only they have, of its ancestors.
+pub struct WalReader {
+    state: *mut pg_sys::XLogReaderState,
+    source: *mut Source,
+}
+
+impl WalReader {
+    /// A reader of these timelines' files, the first that has a segment first. `None` without memory.
+    pub fn new(timelines: Vec<Timeline>) -> Option<Self> {
+        let source =
+            Box::into_raw(Box::new(Source { timelines, segment_size: xlog::segment_size(), open: None }));
+        let mut routine =
+            pg_sys::XLogReaderRoutine { page_read: Some(read_page), segment_open: None, segment_close: None };
+        // SAFETY: the routine is copied; the source lives as long as the reader (see `drop`).
+        let state = unsafe {
+            pg_sys::XLogReaderAllocate(pg_sys::wal_segment_size, ptr::null(), &mut routine, source.cast())
+        };
+        let reader = WalReader { state, source };
+        if state.is_null() {
+            return None;
+        }
+        // SAFETY: just allocated. With the identifier set, segments of another cluster are not valid.
+        unsafe { (*state).system_identifier = pg_sys::GetSystemIdentifier() };
+        Some(reader)
+    }
+
+    /// The next record, or `None` where the valid WAL ends.
+    pub fn next(&mut self) -> Option<Record> {
+        let mut message = ptr::null_mut();
+        // SAFETY: the state is this reader's own, and placed at a record; the record returned is valid until
+        // the next call, and only its header is looked at.
+        unsafe {
+            let record = pg_sys::XLogReadRecord(self.state, &mut message);
+            if record.is_null() {
+                return None;
+            }
+            let kind = u32::from((*record).xl_info) & !pg_sys::XLR_INFO_MASK;
+            Some(Record {
+                start: Lsn((*self.state).ReadRecPtr),
+                end: Lsn((*self.state).EndRecPtr),
+                shutdown_checkpoint: u32::from((*record).xl_rmid) == pg_sys::RmgrIds::RM_XLOG_ID as u32
+                    && kind == pg_sys::XLOG_CHECKPOINT_SHUTDOWN,
+            })
+        }
+    }
+
+    /// Places the reader so that [`WalReader::next`] returns the record after `position`, which must be the
+    /// end of a record, and returns that record. It is reached by reading up to it: only so is the next
+    /// one's link to it checked, without which old content of a recycled file may look like a record.
+    pub fn seek(&mut self, position: Lsn) -> Option<Record> {
+        let first = position.0.saturating_sub(1) / PAGE * PAGE;
+        let mut back = 0;
+        loop {
+            let start = first.saturating_sub(back);
+            if let Some(record) = self.read_up_to(Lsn(start), position) {
+                return Some(record);
+            }
+            if start == 0 || back > xlog::segment_size() {
+                return None;
+            }
+            back = (back * 2).max(PAGE);
+        }
+    }
+
+    /// Places the reader at the first record of a segment, whose predecessor may be gone (a base backup
+    /// begins so). False if `position` is elsewhere.
+    pub fn seek_segment_start(&mut self, position: Lsn) -> bool {
+        let offset = position.0 % xlog::segment_size();
+        let first = offset == 0 || offset == PAGE_HEADERS[1];
+        if first {
+            // SAFETY: the state is this reader's own; the position is where a record may begin.
+            unsafe { pg_sys::XLogBeginRead(self.state, position.0) };
+        }
+        first
+    }
+
+    /// Reads from the first record at or after `start` to the one that ends at `position`.
+    fn read_up_to(&mut self, start: Lsn, position: Lsn) -> Option<Record> {
+        // Position 0 is not valid for the reader.
+        let start = start.0.max(xlog::segment_size());
+        // SAFETY: the state is this reader's own. Returns 0 if no record is found.
+        if unsafe { pg_sys::XLogFindNextRecord(self.state, start) } == 0 {
+            return None;
+        }
+        loop {
+            let record = self.next()?;
+            if same_place(record.end.0, position.0) {
+                return Some(record);
+            }
+            if record.end > position {
+                return None;
+            }
+        }
+    }
+}
+
+/// Are these the same place in the WAL? At a page's start a record's end is given before the page's header,
+/// and a redo point behind it.
+fn same_place(end: u64, position: u64) -> bool {
+    end == position || (end % PAGE == 0 && PAGE_HEADERS.iter().any(|header| end + header == position))
+}
+
+impl Drop for WalReader {
+    fn drop(&mut self) {
+        // SAFETY: both were made in `new`, and nothing refers to them any more.
+        unsafe {
+            if !self.state.is_null() {
+                pg_sys::XLogReaderFree(self.state);
+            }
+            drop(Box::from_raw(self.source));
+        }
+    }
+}
