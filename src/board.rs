@@ -8,7 +8,7 @@
 //! it is released.
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use biha_core::wire;
 use biha_core::{
@@ -93,7 +93,7 @@ impl<const N: usize> Blob<N> {
 }
 
 /// One member as this node sees it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberStatus {
     /// The member.
     pub id: NodeId,
@@ -108,24 +108,7 @@ pub struct MemberStatus {
     /// End of its WAL as it last said.
     pub position: Option<Position>,
     /// State of this node's connection to it, as `biha.nodes_v` names it; `None` for this node itself.
-    pub connection: Option<Connection>,
-}
-
-/// States of a connection (`biha.nodes_v.state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Connection {
-    /// Not tried yet.
-    Init,
-    /// Connecting.
-    Connecting,
-    /// TLS handshake on a connection this node opened.
-    SslConnect,
-    /// TLS handshake on a connection the peer opened.
-    SslAccept,
-    /// In use.
-    Active,
-    /// Waits before the next attempt.
-    Idle,
+    pub connection: Option<String>,
 }
 
 /// What the controller publishes.
@@ -201,12 +184,21 @@ static ORDER: PgLwLock<OrderSlot> = unsafe { PgLwLock::new(c"biha order") };
 // SAFETY: as above.
 static MAILBOX: PgLwLock<Mailbox> = unsafe { PgLwLock::new(c"biha mailbox") };
 
+/// Set in the postmaster, inherited by every other process.
+static EXISTS: AtomicBool = AtomicBool::new(false);
+
 /// Asks for the shared memory. In `_PG_init`, and only on a configured node.
 pub fn register() {
+    EXISTS.store(true, Ordering::Relaxed);
     pg_shmem_init!(GATE);
     pg_shmem_init!(STATUS);
     pg_shmem_init!(ORDER);
     pg_shmem_init!(MAILBOX);
+}
+
+/// Was the shared memory made? Not if biha is not configured, or not in shared_preload_libraries.
+pub fn exists() -> bool {
+    EXISTS.load(Ordering::Relaxed)
 }
 
 /// The gate's words.
@@ -218,7 +210,7 @@ pub fn gate() -> &'static Gate {
 /// settings in force are those of this number, and no older ones will be used any more.
 #[pgrx::pg_guard]
 pub unsafe extern "C-unwind" fn receiver_epoch_assigned(value: i32, _extra: *mut c_void) {
-    if process::is_startup() {
+    if exists() && process::is_startup() {
         gate().receiver_epoch_seen.store(value, Ordering::SeqCst);
     }
 }

@@ -1,9 +1,46 @@
 //! biha: high availability built into PostgreSQL.
 #![allow(unsafe_code)]
 
+mod agent;
 mod board;
+mod controller;
+mod executor;
+mod gate;
+mod guard;
 mod guc;
+mod lifecycle;
 mod paths;
 mod pg;
+mod rejections;
+mod sqlapi;
+
+use pgrx::prelude::*;
 
 ::pgrx::pg_module_magic!();
+
+/// Called by PostgreSQL when the library is loaded.
+#[allow(non_snake_case)]
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    guc::register();
+    if !lifecycle::leads_this_server() {
+        return;
+    }
+    board::register();
+    lifecycle::init();
+    guard::init();
+    gate::init();
+    controller::register();
+    agent::register();
+}
+
+extension_sql_file!(
+    "../sql/views.sql",
+    name = "views",
+    requires = [sqlapi::read::status, sqlapi::read::nodes]
+);
+extension_sql_file!("../sql/grants.sql", name = "grants", finalize);
+
+#[cfg(any(test, feature = "pg_test"))]
+#[path = "../pg_test/mod.rs"]
+pub mod pg_test;

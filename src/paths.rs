@@ -11,9 +11,15 @@ pub const STATE: &str = "pg_biha/biha.state";
 pub const HISTORY: &str = "pg_biha/biha.history";
 /// PostgreSQL settings that change with the node's role; included by postgresql.biha.conf.
 pub const SERVER_CONF: &str = "pg_biha/server.conf";
-/// A restart in place that was asked for.
-pub const RESTART: &str = "pg_biha/restart";
+/// What the server says between a restart in place and the start of its logger.
+pub const RESTART_LOG: &str = "pg_biha/restart.log";
+/// What pg_rewind said at the last rewind.
+pub const REWIND_LOG: &str = "pg_biha/rewind.log";
+/// What came of a rewind, until it is taken note of.
+pub const REWIND_RESULT: &str = "pg_biha/rewind.result";
 /// The cluster's certificate authority.
 pub const CA: &str = "pg_biha/ca.crt";
+/// Its private key, so that any member can tell a new one how to join.
+pub const CA_KEY: &str = "pg_biha/ca.key";
 /// Password file of biha_replication_user, in libpq's format.
 pub const PASSFILE: &str = "pg_biha/pgpass";

@@ -45,8 +45,9 @@ impl Image {
         let mut logger = None;
         if postmaster::collects_log() {
             let early = OpenOptions::new()
-                .append(true)
+                .write(true)
                 .create(true)
+                .truncate(true)
                 .mode(0o600)
                 .open(paths::RESTART_LOG)
                 .or_else(|_| OpenOptions::new().write(true).open("/dev/null"));

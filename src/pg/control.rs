@@ -32,7 +32,7 @@ pub fn read() -> Option<ControlFile> {
     let raw = unsafe { pg_sys::get_controlfile(c".".as_ptr(), &mut crc_ok) };
     // SAFETY: as above; freed once copied.
     let file = unsafe {
-        let file = *raw;
+        let file = raw.read();
         pg_sys::pfree(raw.cast());
         file
     };

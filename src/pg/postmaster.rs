@@ -1,7 +1,9 @@
 //! What the postmaster knows of itself.
 
 use std::ffi::{CStr, c_char};
+use std::io;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use pgrx::pg_sys;
 
@@ -40,8 +42,8 @@ fn path(text: *const c_char) -> PathBuf {
 
 /// The server's own executable.
 pub fn executable() -> PathBuf {
-    // SAFETY: an array of the process, filled in at its start; only its address is taken.
-    path(unsafe { (&raw const pg_sys::my_exec_path).cast() })
+    // An array of the process, filled in at its start.
+    path((&raw const pg_sys::my_exec_path).cast())
 }
 
 /// The data directory.
@@ -78,4 +80,40 @@ pub fn log_directory() -> PathBuf {
 pub fn at_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum)) {
     // SAFETY: the callback lives as long as the library, which is never unloaded.
     unsafe { pg_sys::on_proc_exit(Some(callback), pg_sys::Datum::from(0)) };
+}
+
+/// This process's number.
+pub fn my_pid() -> i32 {
+    // SAFETY: MyProcPid is a plain value of this process.
+    unsafe { pg_sys::MyProcPid }
+}
+
+/// Signals the postmaster.
+pub fn signal(signo: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    match unsafe { libc::kill(pid(), signo) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What stood in a hook before.
+pub type PreviousHook = OnceLock<pg_sys::shmem_startup_hook_type>;
+
+/// Puts a function into shmem_startup_hook. In `_PG_init`, once a function.
+pub fn chain_shmem_startup(previous: &PreviousHook, hook: unsafe extern "C-unwind" fn()) {
+    // SAFETY: libraries are loaded by one thread; the hook lives as long as the library.
+    unsafe {
+        if previous.set(pg_sys::shmem_startup_hook).is_ok() {
+            pg_sys::shmem_startup_hook = Some(hook);
+        }
+    }
+}
+
+/// Calls what stood in shmem_startup_hook before.
+pub fn call_previous_shmem_startup(previous: &PreviousHook) {
+    if let Some(Some(hook)) = previous.get() {
+        // SAFETY: a hook of PostgreSQL's type, called as PostgreSQL would.
+        unsafe { pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| hook()) };
+    }
 }

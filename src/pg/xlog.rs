@@ -4,10 +4,10 @@ use std::ffi::CString;
 
 use biha_core::Timeline;
 use pgrx::pg_sys;
+use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 
 use crate::pg::{postmaster, recovery};
 
-#[pgrx::pg_guard]
 unsafe extern "C-unwind" {
     fn RequestCheckpoint(flags: std::ffi::c_int);
     fn XLogArchiveNotify(xlog: *const std::ffi::c_char);
@@ -31,18 +31,19 @@ pub fn timeline_in_production() -> Option<Timeline> {
 /// Makes a checkpoint as fast as it can be made, even if nothing has been written since the last one. Raises
 /// an ERROR if it fails. Takes seconds to minutes.
 pub fn checkpoint() {
-    // SAFETY: asks the checkpointer and waits on a condition variable.
-    unsafe { RequestCheckpoint(checkpoint_flags(pg_sys::CHECKPOINT_WAIT | pg_sys::CHECKPOINT_FORCE)) };
+    request_checkpoint(pg_sys::CHECKPOINT_WAIT | pg_sys::CHECKPOINT_FORCE);
 }
 
 /// Has the checkpointer make a checkpoint, fast, and does not wait for it.
 pub fn begin_checkpoint() {
-    // SAFETY: sets a flag in shared memory and wakes the checkpointer.
-    unsafe { RequestCheckpoint(checkpoint_flags(0)) };
+    request_checkpoint(0);
 }
 
-fn checkpoint_flags(more: u32) -> i32 {
-    (pg_sys::CHECKPOINT_IMMEDIATE | more) as i32
+fn request_checkpoint(more: u32) {
+    let flags = (pg_sys::CHECKPOINT_IMMEDIATE | more) as i32;
+    // SAFETY: sets flags in shared memory, wakes the checkpointer, and may wait on a condition variable; the
+    // boundary makes its ERROR a panic.
+    unsafe { pg_guard_ffi_boundary(|| RequestCheckpoint(flags)) };
 }
 
 /// Is WAL archived?
@@ -54,8 +55,8 @@ pub fn archiving() -> bool {
 /// Has the archiver archive a file of pg_wal. A file that cannot be marked is logged as a WARNING.
 pub fn archive(name: &str) {
     if let Ok(name) = CString::new(name) {
-        // SAFETY: creates a file in pg_wal/archive_status and wakes the archiver.
-        unsafe { XLogArchiveNotify(name.as_ptr()) };
+        // SAFETY: creates a file in pg_wal/archive_status and wakes the archiver; as above.
+        unsafe { pg_guard_ffi_boundary(|| XLogArchiveNotify(name.as_ptr())) };
     }
 }
 

@@ -154,6 +154,25 @@ impl ClusterConfig {
         2 * self.nquorum() <= self.voters().count()
     }
 
+    /// Is every acknowledged commit on a member of every electing quorum, and why (not)? True iff
+    /// k + 1 + nquorum > number of all voters (R + W > N).
+    pub fn lossless(&self) -> (bool, String) {
+        let (k, nquorum, voters) =
+            (self.settings.sync_standbys as usize, self.nquorum(), self.voters().count());
+        if self.two_leaders_possible() && voters > 1 {
+            return (false, format!("two leaders possible: nquorum {nquorum} of {voters} voters"));
+        }
+        if voters == 1 {
+            return (true, "the only voter holds every commit".to_owned());
+        }
+        let sum = format!("{k} synchronous standbys + 1 + nquorum {nquorum}, {voters} voters");
+        match k + 1 + nquorum > voters {
+            _ if k == 0 => (false, "replication is asynchronous (sync_standbys is 0)".to_owned()),
+            true => (true, format!("every quorum holds every commit: {sum}")),
+            false => (false, format!("a quorum can lack a commit: {sum}")),
+        }
+    }
+
     /// Is this node a member that votes?
     pub fn is_voter(&self, id: NodeId) -> bool {
         self.members.get(&id).is_some_and(Member::is_voter)

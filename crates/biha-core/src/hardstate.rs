@@ -69,6 +69,26 @@ impl NodeErrorKind {
             NodeErrorKind::Removed => "NODE_REMOVED",
         }
     }
+
+    /// What an operator can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            NodeErrorKind::Diverged => {
+                "Set biha.autorewind to on and call biha.reset_node_error() to rewind this node; WAL that only \
+                 this node has is lost then."
+            }
+            NodeErrorKind::RewindFailed => {
+                "The file pg_biha/rewind.log says why. Mend that and call biha.reset_node_error(), or make this \
+                 node anew: stop it, empty its data directory, and run \"bihactl add\"."
+            }
+            NodeErrorKind::WalRemoved | NodeErrorKind::WalShorter | NodeErrorKind::TimelineConflict => {
+                "Make this node anew: stop it, empty its data directory, and run \"bihactl add\"."
+            }
+            NodeErrorKind::Removed => {
+                "Stop this node, or take biha out of it with \"bihactl remove --pgdata\"."
+            }
+        }
+    }
 }
 
 /// Where a rewind of this node stands.

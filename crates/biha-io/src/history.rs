@@ -63,16 +63,22 @@ impl History {
 
     /// Adds an event and writes it, without waiting for the disk. False if it is known already.
     pub fn append(&mut self, record: EventRecord) -> io::Result<bool> {
-        if !self.names.insert(name(&record)) {
+        if self.names.contains(&name(&record)) {
             return Ok(false);
         }
-        let written = encode(&record).and_then(|bytes| self.file.write_all(&bytes));
+        let bytes = encode(&record)?;
+        self.names.insert(name(&record));
         self.records.push_back(record);
         self.in_file += 1;
         if self.records.len() > LIMIT {
             self.drop_oldest();
         }
-        written.map(|()| true)
+        if let Err(e) = self.file.write_all(&bytes) {
+            // It may be there in part: the next sync writes the file anew.
+            self.in_file = usize::MAX / 2;
+            return Err(e);
+        }
+        Ok(true)
     }
 
     /// Waits until everything is on disk, and cuts the file back if it has grown too large. Not for the

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use crate::conf::{BihaConf, without_biha};
 
 /// Settings of a server that the decisions here look at.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
+    "port",
     "shared_preload_libraries",
     "wal_level",
     "max_wal_senders",

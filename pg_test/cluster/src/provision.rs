@@ -1,6 +1,7 @@
 //! Making nodes: with bihactl, as an operator would; or without biha, to compare with.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,11 +15,10 @@ fn magic_file(cluster: &Cluster) -> PathBuf {
     cluster.directory.join("magic")
 }
 
-/// The cluster's first node: `bihactl init`, then started.
+/// The cluster's first node: `bihactl init`, then started with the test's settings.
 pub fn init(cluster: &Cluster, node: &Node) -> Result<()> {
-    let mut command = node.runner.command(&cluster.bihactl);
-    command.arg("init").args(identity(node)).arg("--magic-file").arg(magic_file(cluster));
-    command.arg("--bindir").arg(&node.bindir);
+    let mut command = bihactl(cluster, "init", node);
+    command.args(["--username", "postgres"]);
     if cluster.builder.sync_standbys > 0 {
         command.arg(format!("--sync-standbys={}", cluster.builder.sync_standbys));
     }
@@ -28,13 +28,18 @@ pub fn init(cluster: &Cluster, node: &Node) -> Result<()> {
     node.wait_state(&["LEADER_RW"], Duration::from_secs(30)).map(drop)
 }
 
-/// A further node: `bihactl add`, then started.
+/// A further node: `bihactl add --start`.
 pub fn add(cluster: &Cluster, node: &Node) -> Result<()> {
+    let mut command = bihactl(cluster, "add", node);
+    command.arg("--start").arg("--log").arg(&node.log);
+    run(&mut command).map(drop)
+}
+
+fn bihactl(cluster: &Cluster, action: &str, node: &Node) -> Command {
     let mut command = node.runner.command(&cluster.bihactl);
-    command.arg("add").args(identity(node)).arg("--magic-file").arg(magic_file(cluster));
+    command.arg(action).args(identity(node)).arg("--magic-file").arg(magic_file(cluster));
     command.arg("--bindir").arg(&node.bindir);
-    run(&mut command)?;
-    node.start()
+    command
 }
 
 fn identity(node: &Node) -> [String; 5] {
@@ -68,9 +73,16 @@ fn configure(cluster: &Cluster, node: &Node) -> Result<()> {
 
 /// The first server of a cluster without biha.
 pub fn plain_primary(cluster: &Cluster, node: &Node) -> Result<()> {
-    run(node.program("initdb").args(["--auth=trust", "--username=postgres", "-D"]).arg(&node.data))?;
+    run(node
+        .program("initdb")
+        .args(["--auth=trust", "--username=postgres", "--data-checksums", "-D"])
+        .arg(&node.data))?;
     configure(cluster, node)?;
-    let own = format!("listen_addresses = '*'\nport = {}\nwal_log_hints = on\n", node.address.port);
+    let own = format!(
+        "listen_addresses = '*'\nport = {}\n\
+                       wal_retrieve_retry_interval = 200ms\n",
+        node.address.port
+    );
     node.append("postgresql.conf", &own)?;
     node.start()
 }

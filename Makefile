@@ -1,0 +1,94 @@
+# biha: `make demo` shows it, `make check` proves it, `make install` installs it.
+
+PG_CONFIG ?= pg_config
+CARGO     ?= cargo
+PREFIX    ?= /usr/local
+PGRX      := 0.18.1
+
+# The system's PostgreSQL belongs to root.
+SUDO      := $(if $(filter 0,$(shell id -u)),,sudo)
+TARGET    := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+# Looked up when first needed: `make deps` may have to install PostgreSQL first.
+PG         = pg$(shell $(PG_CONFIG) --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/')
+FEATURES   = --no-default-features --features $(PG)
+CLUSTER    = $(CARGO) test -p biha-cluster-tests
+# Servers run as postgres where this runs as root.
+RUNAS      = $(if $(SUDO),,--runas postgres --pgdata $(PGTESTDIR))
+PGTESTDIR := $(or $(TMPDIR),/tmp)/biha-pgrx-test
+
+.PHONY: help
+help:
+	@echo 'make demo       three servers, a write load, a killed leader, a switchover'
+	@echo 'make check      everything that is tested'
+	@echo 'make bench      the figures, beside their targets'
+	@echo 'make install    build for $(PG_CONFIG) and install there; bihactl to $(PREFIX)/bin'
+	@echo 'make uninstall  remove both'
+	@echo 'make build | fmt | lint | deps'
+
+# What building and testing need, where it is missing.
+.PHONY: deps
+deps:
+	@scripts/deps $(PGRX)
+
+.PHONY: build
+build:
+	$(CARGO) build --release $(FEATURES)
+	$(CARGO) build --release -p bihactl
+
+.PHONY: install
+install:
+	$(CARGO) pgrx install --release $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
+	$(CARGO) build --release -p bihactl
+	$(SUDO) install -D -m 755 $(TARGET)/release/bihactl $(DESTDIR)$(PREFIX)/bin/bihactl
+
+.PHONY: uninstall
+uninstall:
+	$(SUDO) rm -f "$$($(PG_CONFIG) --pkglibdir)/biha.so" "$$($(PG_CONFIG) --sharedir)/extension/biha.control" \
+	    "$$($(PG_CONFIG) --sharedir)"/extension/biha--*.sql $(DESTDIR)$(PREFIX)/bin/bihactl
+
+.PHONY: fmt
+fmt:
+	$(CARGO) fmt --all
+
+.PHONY: lint
+lint:
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
+
+.PHONY: check
+check: deps
+	$(MAKE) lint test-crates test-server test-cluster
+
+# Without PostgreSQL.
+.PHONY: test-crates
+test-crates:
+	$(CARGO) test -p biha-core -p biha-io -p bihactl
+	$(CLUSTER) --lib
+
+# Inside a server that the test runner makes.
+.PHONY: test-server
+test-server:
+	rm -rf $(PGTESTDIR)
+	$(CARGO) pgrx test $(RUNAS) --no-default-features $(PG)
+	rm -rf $(PGTESTDIR)
+
+# Real servers. One profile for everything that is tested: nothing is built twice, overflow checks are on.
+.PHONY: test-cluster
+test-cluster:
+	$(CARGO) pgrx install $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
+	$(CARGO) build -p bihactl
+	$(CLUSTER) --test scenarios -- --test-threads=1 --nocapture $(SCENARIO)
+
+.PHONY: bench
+bench: deps install
+	$(CARGO) run --release -p biha-cluster-tests --bin bench -- $(BENCH)
+
+.PHONY: demo
+demo: deps install
+	@$(CARGO) run --release -q -p biha-cluster-tests --bin demo
+
+# Advisories, licences and banned crates (needs cargo-deny).
+.PHONY: deny
+deny:
+	$(CARGO) deny check

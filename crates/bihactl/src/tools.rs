@@ -1,0 +1,180 @@
+//! PostgreSQL's programs: where they are, their version, and running them.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::interrupt;
+
+/// The oldest and the newest major version of PostgreSQL that biha knows.
+pub const VERSIONS: std::ops::RangeInclusive<u32> = 15..=18;
+
+/// The programs of one installation.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    /// Their directory.
+    pub bindir: PathBuf,
+    /// Their major version.
+    pub version: u32,
+}
+
+impl Tools {
+    /// Finds the programs: in `bindir` if given; else, for an existing data directory, those of its version.
+    pub fn find(bindir: Option<&Path>, version: Option<u32>) -> Result<Tools> {
+        if let Some(bindir) = bindir {
+            return Tools::at(bindir);
+        }
+        let fits = |tools: &Tools| version.is_none_or(|version| tools.version == version);
+        let mut found: Vec<Tools> = candidates().iter().filter_map(|dir| Tools::at(dir).ok()).collect();
+        found.retain(fits);
+        if let Some(known) = found.iter().position(|tools| VERSIONS.contains(&tools.version)) {
+            return Ok(found.swap_remove(known));
+        }
+        match version {
+            Some(version) => bail!("could not find the programs of PostgreSQL {version}; say where with --bindir"),
+            None => bail!("could not find PostgreSQL's programs; say where with --bindir"),
+        }
+    }
+
+    fn at(bindir: &Path) -> Result<Tools> {
+        let output = Command::new(bindir.join("postgres"))
+            .arg("--version")
+            .output()
+            .with_context(|| format!("could not run \"{}\"", bindir.join("postgres").display()))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = major(&text).with_context(|| format!("unexpected version \"{}\"", text.trim()))?;
+        Ok(Tools { bindir: bindir.to_owned(), version })
+    }
+
+    /// A command that runs one of the programs, speaking plain English and free of PG* variables.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bindir.join(program));
+        command.env("LC_ALL", "C").stdin(Stdio::null());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PG") {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    /// Files that biha's installation must have put in place and that are missing.
+    pub fn missing_files(&self) -> Vec<PathBuf> {
+        let asked = |option: &str| {
+            let output = self.command("pg_config").arg(option).output().ok()?;
+            let text = String::from_utf8(output.stdout).ok()?;
+            output.status.success().then(|| PathBuf::from(text.trim()))
+        };
+        let Some(library) = asked("--pkglibdir") else { return Vec::new() };
+        let Some(share) = asked("--sharedir") else { return Vec::new() };
+        let wanted = [library.join("biha.so"), share.join("extension/biha.control")];
+        wanted.into_iter().filter(|file| !file.exists()).collect()
+    }
+}
+
+/// The major version in the output of `postgres --version`.
+fn major(text: &str) -> Option<u32> {
+    let word = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    let digits = word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len());
+    word[..digits].parse().ok()
+}
+
+/// Directories that may hold the programs, likeliest first; of the usual places the newest version first.
+fn candidates() -> Vec<PathBuf> {
+    let mut candidates: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        candidates.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    for version in VERSIONS.rev() {
+        candidates.push(PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")));
+        candidates.push(PathBuf::from(format!("/usr/pgsql-{version}/bin")));
+    }
+    let mut real: Vec<PathBuf> = Vec::new();
+    for candidate in candidates {
+        // A link such as /usr/local/bin/postgres leads to the installation.
+        let Ok(program) = fs::canonicalize(candidate.join("postgres")) else { continue };
+        if let Some(directory) = program.parent()
+            && !real.iter().any(|known| known == directory)
+        {
+            real.push(directory.to_owned());
+        }
+    }
+    real
+}
+
+/// What a program that was run may show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Show {
+    /// Its output only if it fails.
+    Failure,
+    /// Its output as it comes.
+    All,
+}
+
+/// Runs a program to its end; its standard output. A signal to bihactl ends it.
+pub fn run(command: &mut Command, show: Show) -> Result<String> {
+    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut out = tempfile::tempfile()?;
+    let mut err = tempfile::tempfile()?;
+    command.stdout(out.try_clone()?);
+    if show == Show::Failure {
+        command.stderr(err.try_clone()?);
+    }
+    let mut child = command.spawn().with_context(|| format!("could not run {name}"))?;
+    let pid = Pid::from_child(&child);
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut told = false;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if interrupt::requested() && !told {
+            told = true;
+            kill_process(pid, Signal::TERM)?;
+        }
+        // The limit is for a signal that comes between the look above and the wait.
+        let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
+        match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&limit)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    };
+    let mut text = String::new();
+    out.seek(SeekFrom::Start(0))?;
+    out.read_to_string(&mut text)?;
+    interrupt::check()?;
+    if !status.success() {
+        let mut errors = String::new();
+        err.seek(SeekFrom::Start(0))?;
+        err.read_to_string(&mut errors)?;
+        bail!("{name} failed ({status})\n{}{}", text, errors.trim_end());
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_versions() {
+        assert_eq!(major("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)\n"), Some(15));
+        assert_eq!(major("postgres (PostgreSQL) 18beta1"), Some(18));
+        assert_eq!(major("nonsense"), None);
+    }
+
+    #[test]
+    fn a_failing_program_says_why() {
+        let error = run(Command::new("sh").args(["-c", "echo out; echo why >&2; exit 3"]), Show::Failure);
+        let text = format!("{:#}", error.expect_err("fails"));
+        assert!(text.contains("why") && text.contains('3'), "{text}");
+        assert_eq!(run(Command::new("echo").arg("x"), Show::Failure).expect("runs"), "x\n");
+    }
+}

@@ -1,0 +1,88 @@
+//! Steps that speak with the leader of the cluster that a node joins.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, anyhow, bail};
+use biha_core::{NodeId, image};
+use postgres::error::SqlState;
+
+use super::{Leader, Work};
+use crate::outcome::refused;
+use crate::sql::describe;
+use crate::tools::{Show, run};
+use crate::ui;
+
+impl Work {
+    fn leader(&self) -> Result<Leader> {
+        self.leader.clone().context("no leader to speak with")
+    }
+
+    fn slot(&self) -> String {
+        format!("biha_node_{}", self.node.id)
+    }
+
+    pub(super) fn add_member(&mut self) -> Result<()> {
+        let leader = self.leader()?;
+        let number = |n: u32| i32::try_from(n);
+        let (id, port, biha_port) =
+            (number(self.node.id)?, i32::from(self.node.port), i32::from(self.node.biha_port));
+        let params: &[&(dyn postgres::types::ToSql + Sync)] = &[&id, &self.node.host, &port, &biha_port];
+        let member = leader.client.borrow_mut().query_opt("SELECT FROM biha.config() WHERE id = $1", &[&id])?;
+        if member.is_some() {
+            ui::say(&format!("node {id} is a member already, from an earlier run"));
+            return Ok(());
+        }
+        let added = leader.client.borrow_mut().execute("SELECT biha.add_node($1, $2, $3, $4)", params);
+        added.map_err(|e| refused(describe(&e)))?;
+        let slot = self.slot();
+        self.undo.push(format!("remove node {id} from the cluster"), move || {
+            let mut client = leader.client.borrow_mut();
+            if client.is_closed() {
+                *client = leader.login.connect()?;
+            }
+            client.execute("SELECT biha.remove_node($1)", &[&id]).map_err(|e| anyhow!(describe(&e)))?;
+            let query = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                         WHERE slot_name = $1 AND NOT active";
+            match client.execute(query, &[&slot]) {
+                Err(e) if e.code() != Some(&SqlState::UNDEFINED_OBJECT) => Err(anyhow!(describe(&e))),
+                _ => Ok(()),
+            }
+        });
+        Ok(())
+    }
+
+    pub(super) fn create_slot(&mut self) -> Result<()> {
+        let leader = self.leader()?;
+        let query = "SELECT pg_create_physical_replication_slot($1, true) \
+                     WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $2)";
+        let slot = self.slot();
+        match leader.client.borrow_mut().execute(query, &[&slot, &slot]) {
+            // The leader has just made it.
+            Err(e) if e.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),
+            Err(e) => bail!(describe(&e)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn base_backup(&mut self, args: &[String]) -> Result<()> {
+        let mut passfile = tempfile::NamedTempFile::new()?;
+        writeln!(passfile, "*:*:*:biha_replication_user:{}", self.secrets.password)?;
+        self.will_fill_directory();
+        let mut command = self.tools.command("pg_basebackup");
+        command.args(args).env("PGPASSFILE", passfile.path());
+        run(&mut command, Show::All)?;
+        Ok(())
+    }
+
+    /// The cluster's configuration as the leader has it on disk; it must name this node.
+    pub(super) fn fetch_config(&mut self) -> Result<Vec<u8>> {
+        let leader = self.leader()?;
+        let row = leader.client.borrow_mut().query_one("SELECT pg_read_binary_file('pg_biha/biha.conf')", &[]);
+        let bytes: Vec<u8> = row.map_err(|e| anyhow!(describe(&e)))?.get(0);
+        let config = image::decode_config(&bytes).context("the leader's pg_biha/biha.conf cannot be used")?;
+        if !config.members.contains_key(&NodeId(self.node.id)) {
+            bail!("the leader's configuration does not name node {}", self.node.id);
+        }
+        Ok(bytes)
+    }
+}

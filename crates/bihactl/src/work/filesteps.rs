@@ -1,0 +1,241 @@
+//! Steps that write files.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use biha_core::{HardState, NodeId, image};
+
+use super::Work;
+use crate::certs;
+use crate::conf::{
+    BIHA_CONF_FILE, HBA_COPY_FILE, MANAGED, clean_auto_conf, hba_block, insert_hba, insert_include, setting_line,
+};
+use crate::datadir::{self, UNFINISHED};
+use crate::files;
+use crate::outcome::refused;
+use crate::tools::{Show, run};
+use crate::ui;
+
+const SECRET: u32 = 0o600;
+
+impl Work {
+    pub(super) fn clear_unfinished(&mut self) -> Result<()> {
+        if datadir::running(&self.layout.pgdata)?.is_some() {
+            super::stop(&self.tools, &self.layout.pgdata, "immediate")?;
+        }
+        wipe(&self.layout.pgdata, false)
+    }
+
+    pub(super) fn initdb(&mut self, args: &[String]) -> Result<()> {
+        self.will_fill_directory();
+        run(self.tools.command("initdb").args(args), Show::Failure)?;
+        self.mark_unfinished()
+    }
+
+    /// Whatever comes into the data directory from now on is ours to remove.
+    pub(super) fn will_fill_directory(&mut self) {
+        let pgdata = self.layout.pgdata.clone();
+        let missing = !pgdata.exists();
+        self.undo.push(format!("empty \"{}\"", pgdata.display()), move || wipe(&pgdata, missing));
+    }
+
+    pub(super) fn mark_unfinished(&self) -> Result<()> {
+        make_private_directory(&self.file("pg_biha"))?;
+        files::replace(&self.file(UNFINISHED), b"", SECRET)
+    }
+
+    pub(super) fn remove_copied(&mut self) -> Result<()> {
+        let pgdata = self.layout.pgdata.clone();
+        files::empty(&pgdata.join("pg_biha"), false)?;
+        self.mark_unfinished()?;
+        for name in [BIHA_CONF_FILE, HBA_COPY_FILE, "postmaster.opts"] {
+            if pgdata.join(name).exists() {
+                fs::remove_file(pgdata.join(name))?;
+            }
+        }
+        if !self.layout.config_file.exists() {
+            self.make_config_files()?;
+        }
+        // The copied postgresql.conf includes the file that was just removed.
+        files::replace(&pgdata.join(BIHA_CONF_FILE), self.conf.text().as_bytes(), SECRET)?;
+        let logs = pgdata.join(self.setting("log_directory")?);
+        if logs.starts_with(&pgdata) && logs != pgdata {
+            files::empty(&logs, false)?;
+        }
+        Ok(())
+    }
+
+    /// The leader keeps its configuration outside of its data directory: this node gets its own, inside.
+    fn make_config_files(&self) -> Result<()> {
+        ui::warn(
+            "the leader's postgresql.conf is not in its data directory, so it was not copied",
+            "This node gets one with biha's settings only; add what else it needs before it starts.",
+        );
+        files::replace(&self.layout.config_file, b"", SECRET)?;
+        let hba = self.file("pg_hba.conf");
+        if !hba.exists() {
+            files::replace(&hba, b"local   all   all   peer\n", SECRET)?;
+        }
+        let ident = self.file("pg_ident.conf");
+        if !ident.exists() {
+            files::replace(&ident, b"", SECRET)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_identity(&mut self) -> Result<()> {
+        let directory = self.file("pg_biha");
+        if !directory.exists() {
+            make_private_directory(&directory)?;
+            let path = directory.clone();
+            self.undo.push(format!("remove \"{}\"", path.display()), move || files::empty(&path, true));
+        }
+        let node = NodeId(self.node.id);
+        let secrets = self.secrets.clone();
+        let control = datadir::control(&self.tools, &self.layout.pgdata)?;
+        let state = HardState::new(secrets.cluster, control.system_identifier, node);
+        let certificate = certs::node(&secrets.authority, secrets.cluster, node)?;
+        let pgpass = format!("*:*:*:biha_replication_user:{}\n", secrets.password);
+        let config = self.config_image()?;
+        for (name, content) in [
+            ("ca.crt", secrets.authority.certificate.as_bytes()),
+            ("ca.key", secrets.authority.key.as_bytes()),
+            ("node.crt", certificate.certificate.as_bytes()),
+            ("node.key", certificate.key.as_bytes()),
+            ("pgpass", pgpass.as_bytes()),
+            ("biha.state", &image::encode_state(&state)?),
+            // Last: it is what makes the directory a node's.
+            ("biha.conf", &config),
+        ] {
+            files::edit(&directory.join(name), content, SECRET, &mut self.undo)?;
+        }
+        Ok(())
+    }
+
+    fn config_image(&mut self) -> Result<Vec<u8>> {
+        match &self.config {
+            Some(config) => Ok(image::encode_config(config)?),
+            None => self.fetch_config(),
+        }
+    }
+
+    pub(super) fn write_biha_conf(&mut self) -> Result<()> {
+        files::edit(&self.file(BIHA_CONF_FILE), self.conf.text().as_bytes(), SECRET, &mut self.undo)
+    }
+
+    pub(super) fn clean_auto_conf(&mut self) -> Result<()> {
+        let path = self.file("postgresql.auto.conf");
+        let Some(text) = files::read_text(&path)? else { return Ok(()) };
+        let mut names = self.conf.names();
+        names.extend(MANAGED);
+        let (kept, removed) = clean_auto_conf(&text, &names);
+        if removed.is_empty() {
+            return Ok(());
+        }
+        if self.keep_copies {
+            let copy = files::free_name(&self.file("postgresql.auto.conf.before-biha"));
+            files::edit(&copy, text.as_bytes(), SECRET, &mut self.undo)?;
+            ui::say(&format!("taken out: {}; the file as it was is \"{}\"", removed.join(", "), copy.display()));
+        }
+        files::edit(&path, kept.as_bytes(), SECRET, &mut self.undo)
+    }
+
+    pub(super) fn insert_hba(&mut self) -> Result<()> {
+        let path = self.hba_file()?;
+        let text = files::read_text(&path)?.unwrap_or_default();
+        files::edit(&path, insert_hba(&text).as_bytes(), SECRET, &mut self.undo)?;
+        files::edit(&self.file(HBA_COPY_FILE), hba_block().as_bytes(), SECRET, &mut self.undo)
+    }
+
+    fn hba_file(&mut self) -> Result<PathBuf> {
+        if self.hba_file.is_none() {
+            self.hba_file = Some(PathBuf::from(self.setting("hba_file")?));
+        }
+        self.hba_file.clone().context("pg_hba.conf is not known")
+    }
+
+    pub(super) fn insert_include(&mut self) -> Result<()> {
+        let path = self.layout.config_file.clone();
+        let text = files::read_text(&path)?.with_context(|| format!("\"{}\" does not exist", path.display()))?;
+        let text = insert_include(&text, &self.layout.include_path(BIHA_CONF_FILE));
+        files::edit(&path, text.as_bytes(), SECRET, &mut self.undo)
+    }
+
+    pub(super) fn standby_signal(&mut self) -> Result<()> {
+        files::edit(&self.file("standby.signal"), b"", SECRET, &mut self.undo)
+    }
+
+    /// What the server would read must be what was meant: a file included elsewhere may say otherwise.
+    pub(super) fn check_config(&mut self) -> Result<()> {
+        let pgdata = fs::canonicalize(&self.layout.pgdata)?;
+        let hba = self.hba_file()?;
+        let is_path = |text: &str, path: &Path| {
+            fs::canonicalize(self.layout.pgdata.join(text)).ok() == fs::canonicalize(path).ok()
+        };
+        if !is_path(&self.setting("data_directory")?, &pgdata) || !is_path(&self.setting("hba_file")?, &hba) {
+            let file = self.layout.config_file.display();
+            return Err(refused(format!(
+                "\"{file}\" names a data_directory or hba_file that is not this server's\nHINT:  Take it out of \
+                 the configuration that was copied from the leader, or give this node its own with --config-file."
+            )));
+        }
+        for name in ["port", "shared_preload_libraries", "biha.id", "biha.port"] {
+            let (found, wanted) = (self.setting(name)?, self.conf.get(name).unwrap_or_default());
+            if found != wanted {
+                let line = setting_line(name, &found);
+                bail!("the configuration files end up with {} but it must be '{wanted}'", line.trim_end());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn keep(&mut self) -> Result<()> {
+        let mark = self.file(UNFINISHED);
+        if mark.exists() {
+            fs::remove_file(&mark)?;
+            files::sync_directory(&self.file("pg_biha"))?;
+        }
+        self.undo.keep();
+        Ok(())
+    }
+}
+
+fn make_private_directory(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))?;
+    Ok(files::sync_directory(path.parent().unwrap_or(Path::new("/")))?)
+}
+
+/// Empties a data directory that this or an unfinished bihactl filled, with the tablespaces and the WAL
+/// directory that it links to.
+fn wipe(pgdata: &Path, itself: bool) -> Result<()> {
+    let mut links = vec![pgdata.join("pg_wal")];
+    if let Ok(entries) = fs::read_dir(pgdata.join("pg_tblspc")) {
+        links.extend(entries.flatten().map(|entry| entry.path()));
+    }
+    for link in links.iter().filter(|link| link.is_symlink()) {
+        files::empty(&fs::canonicalize(link)?, false)?;
+    }
+    files::empty(pgdata, itself)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn wiping_reaches_tablespaces() {
+        let dir = tempfile::tempdir().expect("directory");
+        let (pgdata, space) = (dir.path().join("d"), dir.path().join("t"));
+        fs::create_dir_all(pgdata.join("pg_tblspc")).expect("made");
+        fs::create_dir_all(space.join("PG_15")).expect("made");
+        symlink(&space, pgdata.join("pg_tblspc/1")).expect("link");
+        wipe(&pgdata, true).expect("wiped");
+        assert!(!pgdata.exists());
+        assert_eq!(fs::read_dir(&space).expect("kept").count(), 0);
+    }
+}

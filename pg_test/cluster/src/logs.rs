@@ -1,0 +1,114 @@
+//! Server logs: a line of WARNING or worse that no scenario expects fails the test.
+
+use crate::node::Node;
+
+/// Lines that are looked at: PostgreSQL's levels, errors of its programs that write to the same log, and
+/// crashes, which PostgreSQL reports as LOG.
+const LOOKED_AT: [&str; 8] = [
+    " WARNING:  ",
+    " ERROR:  ",
+    " FATAL:  ",
+    " PANIC:  ",
+    "pg_rewind: error: ",
+    "pg_rewind: fatal: ",
+    " was terminated by signal ",
+    " panicked at ",
+];
+
+/// A line that may be there, and why that is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Part of the line; `*` stands for anything.
+    pub pattern: &'static str,
+    /// Why it is right.
+    pub why: &'static str,
+}
+
+/// Short for an [`Expected`].
+pub const fn expect(pattern: &'static str, why: &'static str) -> Expected {
+    Expected { pattern, why }
+}
+
+/// What any scenario may see: the oracle's clients dial servers that start and stop, and its writes reach
+/// servers that take none.
+pub const ANYWHERE: [Expected; 6] = [
+    expect("FATAL:  the database system is starting up", "a client dials a server that starts"),
+    expect("FATAL:  the database system is shutting down", "a client dials a server that stops"),
+    expect("FATAL:  the database system is not yet accepting connections", "a client dials too early"),
+    expect("FATAL:  terminating connection due to administrator command", "a client's server stops"),
+    expect("ERROR:  cannot execute INSERT in a read-only transaction", "a patient client at a follower"),
+    expect("FATAL:  terminating walreceiver process due to administrator command", "a voter stops receiving"),
+];
+
+/// What a follower says whose leader goes away or can't be reached.
+pub const LEADER_GONE: [Expected; 4] = [
+    expect("walreceiver*FATAL:  could not connect to the primary server", "the leader is away"),
+    expect("walreceiver*FATAL:  could not receive data from WAL stream", "the leader is away"),
+    expect("walreceiver*FATAL:  could not send data to WAL stream", "the leader is away"),
+    expect("walreceiver*FATAL:  could not send end-of-streaming message", "the leader is away"),
+];
+
+/// Lines of a log that should not be there.
+pub fn unexpected<'a>(log: &'a str, expected: &[Expected]) -> Vec<&'a str> {
+    log.lines()
+        .filter(|line| LOOKED_AT.iter().any(|mark| line.contains(mark)))
+        .filter(|line| !ANYWHERE.iter().chain(expected).any(|allowed| matches(allowed.pattern, line)))
+        .collect()
+}
+
+/// Does the line contain the pattern's parts in order?
+fn matches(pattern: &str, line: &str) -> bool {
+    let mut rest = line;
+    pattern.split('*').all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+/// Unexpected lines of all nodes' logs, each with its node; empty is good.
+pub fn check(nodes: &[Node], expected: &[Expected]) -> Vec<String> {
+    nodes
+        .iter()
+        .flat_map(|node| {
+            let log = std::fs::read(&node.log).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<String> =
+                unexpected(&log, expected).iter().map(|line| format!("node {}: {line}", node.id)).collect();
+            lines
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+2026-01-01 00:00:00.000 UTC [1] postmaster 00000 LOG:  starting PostgreSQL
+2026-01-01 00:00:01.000 UTC [2] client backend 25006 ERROR:  cannot execute INSERT in a read-only transaction
+2026-01-01 00:00:01.000 UTC [2] client backend 25006 STATEMENT:  INSERT INTO t VALUES ('ERROR:  none')
+2026-01-01 00:00:02.000 UTC [3] walreceiver 08006 FATAL:  could not connect to the primary server: refused
+2026-01-01 00:00:03.000 UTC [1] postmaster 00000 LOG:  server process (PID 9) was terminated by signal 11: fault
+pg_rewind: error: could not open file
+thread '<unnamed>' panicked at src/lib.rs:1:1:
+";
+
+    #[test]
+    fn every_line_of_weight_is_found_unless_expected() {
+        assert_eq!(unexpected(LOG, &[]).len(), 4);
+        let refused = expect("walreceiver*FATAL:  could not connect*refused", "the leader is dead");
+        let left = unexpected(LOG, &[refused]);
+        assert_eq!(left.len(), 3);
+        assert!(left.iter().all(|line| !line.contains("walreceiver")));
+    }
+
+    #[test]
+    fn a_pattern_matches_its_parts_in_order_only() {
+        assert!(matches("a*c", "xabbcx"));
+        assert!(!matches("c*a", "xabbc"));
+        assert!(matches("", "anything"));
+    }
+}

@@ -1,0 +1,251 @@
+//! The oracle client: a write load that remembers what was acknowledged, when, and by which timeline.
+//!
+//! Ordinary workers find the writable server through a multi-host string, as an application does. Patient
+//! ones stay with one server whatever happens, and so catch a leader that doesn't know it was deposed.
+//! A row that failed is never tried again: its outcome is unknown, and both outcomes are right.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
+use tokio_postgres::config::TargetSessionAttrs;
+
+use crate::client::{Address, Connection, connect, connect_writable, runtime, sqlstate};
+use crate::cluster::Cluster;
+use crate::verdict::{Ack, FIRST_PATIENT, Key, Run};
+use crate::wait::wait_for;
+
+/// Pause after a round over all hosts that found no writable one. A round costs each server a process.
+const RETRY: Duration = Duration::from_millis(10);
+/// Period of a patient client.
+const PATIENT_PERIOD: Duration = Duration::from_millis(50);
+/// How long a patient client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What the oracle does.
+#[derive(Clone, Debug)]
+pub struct Load {
+    /// Connections.
+    pub workers: u32,
+    /// One-row transactions a second, all workers together; `None` is as fast as they go.
+    pub rate: Option<u32>,
+    /// Limit for connecting to one host; also TCP's limit for unanswered data.
+    pub connect_limit: Duration,
+    /// Limit for one transaction.
+    pub write_limit: Duration,
+    /// Nodes that get a patient client each.
+    pub patient: Vec<u32>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Load {
+            workers: 4,
+            rate: Some(200),
+            connect_limit: Duration::from_millis(250),
+            write_limit: Duration::from_secs(1),
+            patient: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    acknowledged: AtomicUsize,
+    acks: Mutex<Vec<Ack>>,
+    errors: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Shared {
+    fn acknowledge(&self, ack: Ack) {
+        if ack.key.client < FIRST_PATIENT {
+            self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        }
+        lock(&self.acks).push(ack);
+    }
+
+    fn note(&self, error: &anyhow::Error) {
+        let name = sqlstate(error).unwrap_or_else(|| error.root_cause().to_string());
+        *lock(&self.errors).entry(name).or_default() += 1;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A running load.
+#[derive(Debug)]
+pub struct Oracle {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Result<()>>>,
+    started: Instant,
+}
+
+impl Oracle {
+    /// Makes the table where it isn't there yet, and starts the load.
+    pub fn start(cluster: &Cluster, load: Load) -> Result<Oracle> {
+        let table = "CREATE TABLE IF NOT EXISTS oracle (client int, seq bigint, PRIMARY KEY (client, seq));
+            TRUNCATE oracle";
+        cluster.leader()?.query(table)?;
+        cluster.wait_caught_up(Duration::from_secs(20))?;
+        let shared = Arc::new(Shared::default());
+        let hosts = cluster.addresses();
+        let patient: Vec<(u32, Address)> =
+            load.patient.iter().map(|id| (*id, cluster.node(*id).address.clone())).collect();
+        let theirs = shared.clone();
+        let work = move || -> Result<()> {
+            runtime()?.block_on(async {
+                let mut tasks = Vec::new();
+                for number in 0..load.workers {
+                    tasks.push(tokio::spawn(worker(number, load.clone(), hosts.clone(), theirs.clone())));
+                }
+                let patients: Vec<_> = patient
+                    .into_iter()
+                    .map(|(id, address)| tokio::spawn(patient_client(id, address, theirs.clone())))
+                    .collect();
+                for task in tasks {
+                    task.await?;
+                }
+                patients.iter().for_each(tokio::task::JoinHandle::abort);
+                Ok(())
+            })
+        };
+        let thread = Builder::new().name("oracle".into()).spawn(work)?;
+        let oracle = Oracle { shared, thread: Some(thread), started: Instant::now() };
+        oracle.wait_acks(20, Duration::from_secs(10))?;
+        Ok(oracle)
+    }
+
+    /// Waits for `more` acknowledgements from now on.
+    pub fn wait_acks(&self, more: usize, timeout: Duration) -> Result<()> {
+        let goal = self.acknowledged() + more;
+        wait_for(&format!("{more} acknowledged writes"), timeout, || self.acknowledged() >= goal)
+    }
+
+    /// Acknowledged writes of the ordinary workers so far.
+    pub fn acknowledged(&self) -> usize {
+        self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Ends the load and gives its record.
+    pub fn stop(mut self) -> Result<Run> {
+        self.end()?;
+        let mut acks = std::mem::take(&mut *lock(&self.shared.acks));
+        acks.sort_by_key(|ack| ack.acked);
+        let errors = std::mem::take(&mut *lock(&self.shared.errors));
+        Ok(Run { acks, errors, started: self.started, ended: Instant::now() })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        thread.join().map_err(|_| anyhow::anyhow!("the oracle panicked"))?
+    }
+}
+
+impl Drop for Oracle {
+    fn drop(&mut self) {
+        // A scenario that failed has its own error to tell.
+        self.end().ok();
+    }
+}
+
+/// The rows that a server has.
+pub fn rows_of(node: &crate::node::Node) -> Result<Vec<Key>> {
+    let rows = node.query("SELECT client, seq FROM oracle")?;
+    rows.into_iter()
+        .map(|row| {
+            let field = |n: usize| row[n].clone().context("null in the oracle's table");
+            Ok(Key { client: field(0)?.parse()?, seq: field(1)?.parse()? })
+        })
+        .collect()
+}
+
+/// Writes one row; gives the timeline that acknowledged it.
+async fn write(connection: &Connection, key: Key, limit: Duration) -> Result<u32> {
+    let sql = format!(
+        "INSERT INTO oracle VALUES ({}, {}) RETURNING substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+        key.client, key.seq
+    );
+    let rows = timeout(limit, connection.query(&sql)).await.context("no answer to a write")??;
+    ensure!(rows.len() == 1, "an insert answered {rows:?}");
+    let timeline = rows[0][0].as_deref().context("no timeline")?;
+    Ok(u32::from_str_radix(timeline, 16)?)
+}
+
+async fn worker(client: u32, load: Load, hosts: Vec<Address>, shared: Arc<Shared>) {
+    let period = load.rate.map(|rate| Duration::from_secs(1) * load.workers / rate);
+    let start = tokio::time::Instant::now() + period.unwrap_or_default() * client / load.workers;
+    let mut ticks = interval_at(start, period.unwrap_or(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut connection = None;
+    let mut first = client as usize;
+    let mut seq = 0;
+    while !shared.stop.load(Ordering::Relaxed) {
+        let open = match connection.take() {
+            Some(open) => open,
+            None => match connect_writable(&hosts, "postgres", first, load.connect_limit).await {
+                Ok((open, index)) => {
+                    first = index;
+                    open
+                }
+                Err(error) => {
+                    shared.note(&error);
+                    first += 1;
+                    sleep(RETRY).await;
+                    continue;
+                }
+            },
+        };
+        if period.is_some() {
+            ticks.tick().await;
+        }
+        seq += 1;
+        let key = Key { client, seq };
+        let sent = Instant::now();
+        match write(&open, key, load.write_limit).await {
+            Ok(timeline) => {
+                shared.acknowledge(Ack { key, timeline, sent, acked: Instant::now() });
+                connection = Some(open);
+            }
+            Err(error) => {
+                shared.note(&error);
+                first += 1;
+            }
+        }
+    }
+}
+
+/// Writes to one server for ever; leaves a connection only when it is closed.
+async fn patient_client(node: u32, address: Address, shared: Arc<Shared>) {
+    let client = FIRST_PATIENT + node;
+    let mut ticks = tokio::time::interval(PATIENT_PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut connection: Option<Connection> = None;
+    let mut seq = 0;
+    loop {
+        ticks.tick().await;
+        let open = match connection.take() {
+            Some(open) => open,
+            None => match connect(&address, "postgres", TargetSessionAttrs::Any, PATIENCE).await {
+                Ok(open) => open,
+                Err(_) => continue,
+            },
+        };
+        seq += 1;
+        let key = Key { client, seq };
+        let sent = Instant::now();
+        if let Ok(timeline) = write(&open, key, PATIENCE).await {
+            shared.acknowledge(Ack { key, timeline, sent, acked: Instant::now() });
+        }
+        if !open.client.is_closed() {
+            connection = Some(open);
+        }
+    }
+}

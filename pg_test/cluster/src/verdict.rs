@@ -1,0 +1,187 @@
+//! What an oracle's record says: how long nothing was acknowledged, what was lost, and whether an old leader
+//! acknowledged anything after the new one did.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+/// Clients from this number on are patient ones: this plus the node's number.
+pub const FIRST_PATIENT: u32 = 1000;
+
+/// A row of the oracle's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// Number of the connection.
+    pub client: u32,
+    /// Counts its attempts.
+    pub seq: u64,
+}
+
+/// One acknowledged write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ack {
+    /// The row.
+    pub key: Key,
+    /// The timeline on which it was written: that is, the leader's term.
+    pub timeline: u32,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When the acknowledgement came.
+    pub acked: Instant,
+}
+
+/// The record of a load.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// In the order of their acknowledgement.
+    pub acks: Vec<Ack>,
+    /// Failed attempts by SQLSTATE, or by message where the server told none.
+    pub errors: BTreeMap<String, usize>,
+    /// When the load started.
+    pub started: Instant,
+    /// When it ended.
+    pub ended: Instant,
+}
+
+/// A record compared with the rows that there are in the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Number of acknowledged rows.
+    pub acknowledged: usize,
+    /// Acknowledged, but not there.
+    pub lost: Vec<Ack>,
+    /// There, but never acknowledged: allowed, the answer was lost.
+    pub unacknowledged: usize,
+    /// Acknowledged on a timeline after a newer one had acknowledged: two leaders.
+    pub stale: Vec<Ack>,
+}
+
+impl Run {
+    /// The write outage after `from`: see [`Run::outage_between`].
+    pub fn outage(&self, from: Instant) -> Duration {
+        self.outage_between(from, self.ended)
+    }
+
+    /// The write outage: the longest time between two acknowledgements of ordinary workers that ends after
+    /// `from`, and not after `to`. Where none came any more it lasts until the end of the load.
+    pub fn outage_between(&self, from: Instant, to: Instant) -> Duration {
+        let ordinary = self.acks.iter().filter(|ack| ack.key.client < FIRST_PATIENT);
+        let mut last = self.started;
+        let mut longest = Duration::ZERO;
+        for time in ordinary.map(|ack| ack.acked).chain([self.ended]) {
+            if time > from && time <= to {
+                longest = longest.max(time - last);
+            }
+            last = time;
+        }
+        longest
+    }
+
+    /// Acknowledgements of a timeline that came after the first of a newer one.
+    pub fn stale(&self) -> Vec<Ack> {
+        let mut newest = 0;
+        let mut stale = Vec::new();
+        for ack in &self.acks {
+            if ack.timeline < newest {
+                stale.push(*ack);
+            }
+            newest = newest.max(ack.timeline);
+        }
+        stale
+    }
+
+    /// Compares with the rows that are there.
+    pub fn judge(&self, present: &[Key]) -> Verdict {
+        let present: BTreeSet<Key> = present.iter().copied().collect();
+        let acknowledged: BTreeSet<Key> = self.acks.iter().map(|ack| ack.key).collect();
+        Verdict {
+            acknowledged: acknowledged.len(),
+            lost: self.acks.iter().filter(|ack| !present.contains(&ack.key)).copied().collect(),
+            unacknowledged: present.difference(&acknowledged).count(),
+            stale: self.stale(),
+        }
+    }
+}
+
+impl Verdict {
+    /// No two leaders acknowledged.
+    pub fn expect_one_leader(&self) -> Result<()> {
+        ensure!(
+            self.stale.is_empty(),
+            "{} rows were acknowledged by an old leader after the new one's first: {:?}",
+            self.stale.len(),
+            &self.stale[..self.stale.len().min(5)]
+        );
+        Ok(())
+    }
+
+    /// No acknowledged row is lost, and no two leaders acknowledged.
+    pub fn expect_nothing_lost(&self) -> Result<()> {
+        ensure!(
+            self.lost.is_empty(),
+            "{} acknowledged rows are lost, such as {:?}",
+            self.lost.len(),
+            &self.lost[..self.lost.len().min(5)]
+        );
+        self.expect_one_leader()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record from (client, timeline, milliseconds) in order.
+    fn record(acks: &[(u32, u32, u64)], end: u64) -> Run {
+        let started = Instant::now();
+        let at = |ms| started + Duration::from_millis(ms);
+        let acks = acks
+            .iter()
+            .zip(1..)
+            .map(|(&(client, timeline, ms), seq)| Ack {
+                key: Key { client, seq },
+                timeline,
+                sent: at(ms),
+                acked: at(ms),
+            })
+            .collect();
+        Run { acks, errors: BTreeMap::new(), started, ended: at(end) }
+    }
+
+    #[test]
+    fn the_outage_is_the_longest_gap_after_the_fault() {
+        let run = record(&[(0, 2, 300), (1, 2, 310), (0, 2, 320), (1, 3, 420), (0, 3, 430)], 440);
+        let fault = run.started + Duration::from_millis(315);
+        assert_eq!(run.outage(fault), Duration::from_millis(100));
+        assert_eq!(run.outage(run.started), Duration::from_millis(300));
+        assert_eq!(run.outage_between(run.started, fault), Duration::from_millis(300));
+        assert_eq!(run.outage_between(run.acks[0].acked, run.acks[1].acked), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn a_patient_client_does_not_shorten_the_outage_nor_does_an_end_without_writes() {
+        let run = record(&[(0, 2, 10), (FIRST_PATIENT + 1, 2, 500)], 1000);
+        assert_eq!(run.outage(run.started), Duration::from_millis(990));
+    }
+
+    #[test]
+    fn an_old_leaders_late_acknowledgement_is_found() {
+        let run = record(&[(0, 2, 10), (1, 3, 20), (FIRST_PATIENT + 1, 2, 30), (1, 3, 40)], 50);
+        let stale = run.stale();
+        assert_eq!(stale.len(), 1);
+        assert_eq!(stale[0].key.client, FIRST_PATIENT + 1);
+        assert!(record(&[(0, 2, 10), (1, 3, 20)], 30).stale().is_empty());
+    }
+
+    #[test]
+    fn lost_and_unacknowledged_rows_are_told_apart() {
+        let run = record(&[(0, 2, 10), (0, 2, 20)], 30);
+        let verdict = run.judge(&[Key { client: 0, seq: 2 }, Key { client: 0, seq: 3 }]);
+        assert_eq!(verdict.acknowledged, 2);
+        assert_eq!(verdict.unacknowledged, 1);
+        assert_eq!(verdict.lost.iter().map(|ack| ack.key.seq).collect::<Vec<_>>(), [1]);
+        assert!(verdict.expect_nothing_lost().is_err());
+        assert!(verdict.expect_one_leader().is_ok());
+    }
+}

@@ -1,0 +1,69 @@
+//! What several scenarios need.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
+use biha_cluster_tests::node::Node;
+use biha_cluster_tests::process::Process;
+use biha_cluster_tests::verdict::Verdict;
+use biha_cluster_tests::wait::wait_until;
+
+/// A limit for what takes a fraction of a second.
+pub const TEN_SECONDS: Duration = Duration::from_secs(10);
+/// A limit for what may include an election, a rewind and a checkpoint.
+pub const A_MINUTE: Duration = Duration::from_secs(60);
+/// Most acknowledged rows that an asynchronous failover may lose at 200 rows a second: those of half a second.
+pub const LOST_MAX: usize = 100;
+
+/// What the logs of a failover may say.
+pub fn failover_lines() -> Vec<Expected> {
+    let mut lines = LEADER_GONE.to_vec();
+    lines.extend(FENCED);
+    lines
+}
+
+/// What a fenced leader and a crashed one say.
+const FENCED: [Expected; 2] = [
+    expect("was terminated by signal 9", "killed by the test"),
+    expect("because of crash of another server process", "killed by the test"),
+];
+
+/// In an asynchronous cluster the rows that no other node had yet may be lost, but only those.
+pub fn expect_little_lost(verdict: &Verdict) -> Result<()> {
+    verdict.expect_one_leader()?;
+    let lost = verdict.lost.len();
+    ensure!(
+        lost <= LOST_MAX,
+        "{lost} acknowledged rows are lost, more than replication can have been behind"
+    );
+    Ok(())
+}
+
+/// The node is down, and nothing brings it up again within `time`.
+pub fn expect_stays_down(node: &Node, time: Duration) -> Result<()> {
+    node.wait_gone(TEN_SECONDS)?;
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let pid = node.postmaster();
+        ensure!(pid.is_none(), "node {} came up again against the operator's will: {pid:?}", node.id);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Waits for a process of the node with this title, without any pause: it may be short-lived.
+pub fn wait_process(node: &Node, title: &str, timeout: Duration) -> Result<Process> {
+    wait_until(&format!("process '{title}' of node {}", node.id), timeout, || {
+        node.processes_titled(title).pop().ok_or("there is none")
+    })
+}
+
+/// Makes the leader's WAL part from everyone else's: rows that no other node gets, in a table of their own.
+pub fn diverge(leader: &Node, rows: u32) -> Result<()> {
+    leader.freeze_walsenders()?;
+    leader.query(&format!(
+        "CREATE TABLE only_here AS SELECT n, repeat('x', 100) FROM generate_series(1, {rows}) n"
+    ))?;
+    Ok(())
+}

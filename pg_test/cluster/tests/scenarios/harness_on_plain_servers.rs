@@ -1,0 +1,67 @@
+//! The harness itself, on servers without biha: what it measures and finds must be right before it may judge.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::logs::{LEADER_GONE, expect};
+use biha_cluster_tests::network::Network;
+use biha_cluster_tests::node::StopMode;
+use biha_cluster_tests::oracle::{Load, Oracle, rows_of};
+use biha_cluster_tests::scenario::{judge, run};
+
+use crate::common::TEN_SECONDS;
+
+#[test]
+fn harness_measures_a_restart_and_a_cut_link() {
+    let builder = Cluster::builder().nodes(2).network(Network::Namespaces).plain();
+    run("harness_measures_a_restart_and_a_cut_link", builder, &LEADER_GONE, |cluster, figures| {
+        let oracle = Oracle::start(cluster, Load::default())?;
+        let primary = cluster.leader()?;
+        let before = Instant::now();
+        primary.restart(StopMode::Fast)?;
+        oracle.wait_acks(20, TEN_SECONDS)?;
+        let cut = Instant::now();
+        cluster.silence(1)?;
+        std::thread::sleep(Duration::from_millis(700));
+        cluster.heal()?;
+        oracle.wait_acks(20, TEN_SECONDS)?;
+        let record = oracle.stop()?;
+        figures.time("restart", record.outage_between(before, cut));
+        figures.time("cut", record.outage(cut));
+        ensure!(record.outage(cut) >= Duration::from_millis(700), "the cut did not cut");
+        let verdict = judge(cluster, &record)?;
+        figures.note("rows", verdict.acknowledged);
+        verdict.expect_nothing_lost()
+    });
+}
+
+#[test]
+fn harness_finds_two_leaders_and_lost_rows() {
+    let expected = [LEADER_GONE.as_slice(), &[expect("was terminated by signal 9", "killed by the test")]];
+    let builder = Cluster::builder().nodes(2).network(Network::best()).plain();
+    run("harness_finds_two_leaders_and_lost_rows", builder, &expected.concat(), |cluster, figures| {
+        let oracle = Oracle::start(cluster, Load { patient: vec![1, 2], ..Load::default() })?;
+        let (primary, standby) = (cluster.node(1), cluster.node(2));
+        let frozen = Instant::now();
+        primary.freeze()?;
+        std::thread::sleep(Duration::from_millis(500));
+        primary.thaw()?;
+        oracle.wait_acks(20, TEN_SECONDS)?;
+        primary.freeze_walsenders()?;
+        oracle.wait_acks(20, TEN_SECONDS)?;
+        standby.promote()?;
+        oracle.wait_acks(200, TEN_SECONDS)?;
+        primary.kill_all()?;
+        oracle.wait_acks(20, TEN_SECONDS)?;
+        let record = oracle.stop()?;
+        let verdict = record.judge(&rows_of(standby)?);
+        figures.time("freeze", record.outage(frozen));
+        figures.note("lost", verdict.lost.len());
+        figures.note("acknowledged by the old leader", verdict.stale.len());
+        ensure!(record.outage(frozen) >= Duration::from_millis(500), "the freeze did not freeze");
+        ensure!(verdict.lost.len() >= 20, "rows that were not replicated must count as lost");
+        ensure!(verdict.expect_one_leader().is_err(), "two writable servers must be found");
+        Ok(())
+    });
+}

@@ -1,0 +1,21 @@
+//! Every scenario is one file with one sentence of intent. They are one program, run one after the other
+//! (`--test-threads=1`): each has its own cluster, and their timing matters.
+
+mod common;
+mod follower_restart;
+mod freeze_of_leader;
+mod harness_on_plain_servers;
+mod history_survives_failover;
+mod kill9_backend;
+mod kill9_postmaster;
+mod membership_under_load;
+mod minnodes_read_only;
+mod operators_stop_wins;
+mod partition_of_leader;
+mod settings_from_any_node;
+mod silent_loss_of_leader;
+mod switchover;
+mod switchover_target_dies;
+mod synchronous;
+mod unconfigured;
+mod whole_cluster_restart;

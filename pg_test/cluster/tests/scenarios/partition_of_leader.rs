@@ -1,0 +1,71 @@
+//! The leader is cut off from the other nodes but not from its clients: it must stop confirming before the
+//! new leader starts, and rejoin when the partition heals.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::network::Network;
+use biha_cluster_tests::oracle::{Load, Oracle};
+use biha_cluster_tests::scenario::{judge, run};
+
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines};
+
+fn partition(name: &str, cut: impl Fn(&Cluster, u32) -> Result<()> + Sync) {
+    let builder = Cluster::builder().network(Network::Namespaces);
+    run(name, builder, &failover_lines(), |cluster, figures| {
+        let old = cluster.leader()?;
+        let patient = cluster.nodes().iter().map(|node| node.id).collect();
+        let oracle = Oracle::start(cluster, Load { patient, ..Load::default() })?;
+        let fault = Instant::now();
+        cut(cluster, old.id)?;
+        let new = cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
+        oracle.wait_acks(1000, TEN_SECONDS)?;
+        ensure!(old.own_status()?.state != "LEADER_RW", "the cut-off leader still thinks it may write");
+        cluster.heal()?;
+        let healed = Instant::now();
+        ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the healed leader led again");
+        figures.time("back after healing", healed.elapsed());
+        let record = oracle.stop()?;
+        figures.time("outage", record.outage_between(fault, healed));
+        figures.time("outage by the healing", record.outage(healed));
+        let verdict = judge(cluster, &record)?;
+        figures.note("lost", verdict.lost.len());
+        expect_little_lost(&verdict)
+    });
+}
+
+#[test]
+fn partition_of_leader_heals() {
+    partition("partition_of_leader_heals", |cluster, leader| cluster.partition(leader));
+}
+
+/// The others hear nothing from the leader, but it hears them.
+#[test]
+fn one_way_partition_of_leader_heals() {
+    partition("one_way_partition_of_leader_heals", |cluster, leader| {
+        cluster.others(leader).iter().try_for_each(|other| cluster.network()?.cut_one_way(leader, other.id))
+    });
+}
+
+/// A follower that is cut off from the leader alone must not take over while the third node hears the leader.
+#[test]
+fn follower_cut_off_from_leader_does_not_disturb() {
+    let name = "follower_cut_off_from_leader_does_not_disturb";
+    let builder = Cluster::builder().network(Network::Namespaces);
+    run(name, builder, &failover_lines(), |cluster, figures| {
+        let leader = cluster.leader()?;
+        let before = leader.own_status()?;
+        let cut_off = cluster.others(leader.id)[0];
+        let oracle = Oracle::start(cluster, Load::default())?;
+        let fault = Instant::now();
+        cluster.network()?.cut(leader.id, cut_off.id)?;
+        oracle.wait_acks(1000, TEN_SECONDS)?;
+        cluster.heal()?;
+        cluster.wait_healthy(A_MINUTE)?;
+        ensure!(leader.own_status()? == before, "the leader or its term changed");
+        let record = oracle.stop()?;
+        figures.time("longest pause", record.outage(fault));
+        judge(cluster, &record)?.expect_nothing_lost()
+    });
+}

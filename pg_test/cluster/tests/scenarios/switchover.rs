@@ -1,0 +1,75 @@
+//! `SELECT biha.set_leader(n)` from every node: no acknowledged row lost, no rewind, and the old leader follows
+//! with the same postmaster.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use biha_cluster_tests::client::sqlstate;
+use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::node::Node;
+use biha_cluster_tests::oracle::{Load, Oracle};
+use biha_cluster_tests::scenario::{judge, run};
+
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+
+#[test]
+fn switchover_from_each_node_no_row_lost_same_pid() {
+    let name = "switchover_from_each_node_no_row_lost_same_pid";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let ids: Vec<u32> = cluster.nodes().iter().map(|node| node.id).collect();
+        let before: Vec<Option<i32>> = cluster.nodes().iter().map(Node::postmaster).collect();
+        let marks: Vec<u64> = cluster.nodes().iter().map(Node::log_mark).collect();
+        let oracle = Oracle::start(cluster, Load { patient: ids.clone(), ..Load::default() })?;
+        let mut asked = Vec::new();
+        for at in cluster.nodes() {
+            let leader = cluster.wait_healthy(A_MINUTE)?;
+            let target = ids[(ids.iter().position(|id| *id == leader.id).unwrap_or(0) + 1) % ids.len()];
+            asked.push(Instant::now());
+            cluster.set_leader(at, target)?;
+            ensure!(cluster.wait_healthy(A_MINUTE)?.id == target, "another node leads than asked for");
+            oracle.wait_acks(50, TEN_SECONDS)?;
+        }
+        let record = oracle.stop()?;
+        for (index, from) in asked.iter().enumerate() {
+            let to = asked.get(index + 1).copied().unwrap_or(record.ended);
+            figures.time("outage", record.outage_between(*from, to));
+        }
+        judge(cluster, &record)?.expect_nothing_lost()?;
+        let after: Vec<Option<i32>> = cluster.nodes().iter().map(Node::postmaster).collect();
+        ensure!(before == after, "postmasters before {before:?}, after {after:?}");
+        for (node, mark) in cluster.nodes().iter().zip(marks) {
+            let log = std::fs::read_to_string(&node.log)?;
+            let log = &log[usize::try_from(mark)?..];
+            ensure!(!log.contains("pg_rewind"), "node {} was rewound", node.id);
+        }
+        Ok(())
+    });
+}
+
+fn refusal(node: &Node, target: u32) -> Result<String> {
+    match node.biha(&format!("SELECT biha.set_leader({target})")) {
+        Ok(rows) => anyhow::bail!("set_leader({target}) answered {rows:?}"),
+        Err(error) => Ok(sqlstate(&error).unwrap_or_else(|| format!("no SQLSTATE: {error:#}"))),
+    }
+}
+
+/// What can't be done is refused at once, with an SQLSTATE, and changes nothing.
+#[test]
+fn switchover_to_nobody_is_refused() {
+    let mut expected = failover_lines();
+    expected.push(biha_cluster_tests::logs::expect("ERROR:  ", "what the refusals say"));
+    run("switchover_to_nobody_is_refused", Cluster::builder(), &expected, |cluster, figures| {
+        let leader = cluster.leader()?;
+        let before = leader.own_status()?;
+        let dead = cluster.others(leader.id)[0];
+        dead.kill_all()?;
+        for node in [leader, cluster.others(leader.id)[1]] {
+            figures.note("unknown node", refusal(node, 99)?);
+            figures.note("dead node", refusal(node, dead.id)?);
+        }
+        ensure!(leader.own_status()? == before, "a refused switchover changed something");
+        leader.query("CREATE TABLE still_writable ()")?;
+        dead.start()?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}

@@ -1,0 +1,85 @@
+//! Work around a planned change of leader.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use biha_core::{NodeId, OrderResult};
+
+use super::receiver;
+use crate::lifecycle;
+use crate::pg::{exec, postmaster, wait, walsender, xlog};
+
+/// How long `postgres -C` may take.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+
+/// See [`biha_core::Order::PrepareHandover`].
+pub fn prepare() -> Result<OrderResult, String> {
+    check_files()?;
+    wait::caught(|| {
+        xlog::checkpoint();
+        Ok(())
+    })?;
+    Ok(OrderResult::Done)
+}
+
+/// See [`biha_core::Order::Restart`].
+pub fn restart(rewind: Option<NodeId>, drain: bool) -> Result<OrderResult, String> {
+    let source = rewind.map(receiver::rewind_conninfo).transpose()?;
+    if !drain {
+        // One whose follower does not answer would hold up the shutdown until wal_sender_timeout.
+        walsender::terminate_all();
+    }
+    lifecycle::request_restart(source.as_deref())?;
+    Ok(OrderResult::Done)
+}
+
+/// See [`biha_core::Order::EndWalsenders`].
+pub fn end_walsenders() -> OrderResult {
+    let ended = walsender::terminate_all();
+    pgrx::log!("ended {ended} walsenders");
+    OrderResult::Done
+}
+
+/// Would the server start again with today's executable and configuration files? A restart in place uses
+/// those, and a start that fails would leave the node down.
+fn check_files() -> Result<(), String> {
+    let could_not = |e: io::Error| format!("could not check the configuration files: {e}");
+    let mut child = check_command().and_then(|mut command| command.spawn()).map_err(could_not)?;
+    let ended = wait::until(CHECK_LIMIT, || !matches!(child.try_wait(), Ok(None)));
+    if !ended {
+        child.kill().map_err(could_not)?;
+    }
+    let (code, text) = outcome(&mut child).map_err(could_not)?;
+    match code {
+        Some(0) => Ok(()),
+        _ => Err(format!("the server would not start with its present files: {}", text.trim())),
+    }
+}
+
+fn check_command() -> io::Result<Command> {
+    let line = fs::read(format!("/proc/{}/cmdline", postmaster::pid()))?;
+    let arguments = line.split(|byte| *byte == 0).skip(1).filter(|argument| !argument.is_empty());
+    let mut command = Command::new(postmaster::executable());
+    command.args(arguments.map(|argument| std::ffi::OsString::from_vec(argument.to_vec())));
+    // The last -D counts; a relative one would be looked for in the data directory.
+    let files = postmaster::config_file().parent().map(ToOwned::to_owned).unwrap_or_default();
+    command.arg("-D").arg(files).args(["-C", "data_directory"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).env_remove("NOTIFY_SOCKET");
+    let parent = postmaster::my_pid();
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe { command.pre_exec(move || exec::prepare_child(parent)) };
+    Ok(command)
+}
+
+/// Reaps the child: its exit code and the end of what it said.
+fn outcome(child: &mut Child) -> io::Result<(Option<i32>, String)> {
+    let mut text = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(4096).read_to_string(&mut text)?;
+    }
+    Ok((child.wait()?.code(), text))
+}

@@ -1,0 +1,282 @@
+//! Starting and stopping the stream of WAL from a leader.
+//!
+//! The setting alone stops nothing while replay is busy: the startup process must report that it has read
+//! it, and the receiver must be seen stopped. Only then is the position read.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use biha_core::{ClusterConfig, Millis, NodeId, OrderId, OrderResult};
+use pgrx::log;
+
+use super::{position, timing::Steps};
+use crate::pg::serverconf::ServerConf;
+use crate::pg::walreceiver::State;
+use crate::pg::{postmaster, recovery, settings, wait, walreceiver, xlog};
+use crate::{board, guc, paths};
+
+/// `wal_retrieve_retry_interval` in ms. Short ones flood the log while there is no leader; where it matters
+/// the startup process is woken instead.
+const RETRY_INTERVAL: u32 = 5000;
+/// How long the startup process may take to read changed settings.
+const SETTINGS_LIMIT: Duration = Duration::from_secs(10);
+/// After this long, look for what keeps the startup process from reading them.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// How long the WAL receiver may take to end: it flushes first.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How often the startup process is told to try again while a new leader is not streaming yet.
+pub const NUDGE_PERIOD: Duration = Duration::from_millis(100);
+/// For how long.
+const NUDGE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What this node receives, and from whom.
+pub struct Receiver {
+    /// What was last written.
+    conf: ServerConf,
+    /// `conf` was written by this process, and the write did not fail.
+    certain: bool,
+    /// Set while a new leader is not streaming yet.
+    nudge_until: Option<Instant>,
+}
+
+impl Receiver {
+    /// Takes over what the server's settings say.
+    pub fn new() -> Self {
+        let text = |name| settings::get(name).unwrap_or_default();
+        let conf = ServerConf {
+            primary_conninfo: text(c"primary_conninfo"),
+            primary_slot_name: text(c"primary_slot_name"),
+            synchronous_standby_names: text(c"synchronous_standby_names"),
+            blank_restore_command: true,
+            retry_interval: Some(RETRY_INTERVAL),
+            epoch: text(c"biha.receiver_epoch").parse().unwrap_or(0),
+        };
+        Receiver { conf, certain: false, nudge_until: None }
+    }
+
+    /// Stops receiving, durably, and reads the position. See [`biha_core::Order::StopReceiving`].
+    pub fn stop(&mut self, id: OrderId) -> Result<OrderResult, String> {
+        let mut steps = Steps::new();
+        self.silence(id, &mut steps)?;
+        let end = position::read()?;
+        let max_timeline = position::max_timeline(end.position.timeline)?;
+        steps.done("read");
+        log!("stopped receiving WAL at {}{} ({steps})", end.position, ending(end.complete));
+        Ok(OrderResult::Stopped { position: end.position, complete: end.complete, max_timeline })
+    }
+
+    /// See [`biha_core::Order::AwaitEnd`].
+    pub fn await_end(&mut self, id: OrderId, timeout: Millis) -> Result<OrderResult, String> {
+        let period = Duration::from_millis(2);
+        let end = Instant::now() + Duration::from_millis(timeout);
+        while Instant::now() < end && !given_up(id) {
+            if walreceiver::state() != State::Streaming && position::read().is_ok_and(|end| end.complete) {
+                break;
+            }
+            wait::latch(period);
+        }
+        self.stop(id)
+    }
+
+    /// Makes sure that nothing is received and nothing comes from the archive any more.
+    pub fn silence(&mut self, id: OrderId, steps: &mut Steps) -> Result<(), String> {
+        self.nudge_until = None;
+        if recovery::in_progress() {
+            let silent = ServerConf {
+                primary_conninfo: String::new(),
+                primary_slot_name: String::new(),
+                blank_restore_command: true,
+                ..self.conf.clone()
+            };
+            self.put_in_force(id, silent, steps)?;
+        } else {
+            return Err("the server is in production".to_owned());
+        }
+        stop_receiver(id)?;
+        steps.done("receiver");
+        Ok(())
+    }
+
+    /// See [`biha_core::Order::Follow`].
+    pub fn follow(&mut self, id: OrderId, leader: NodeId) -> Result<OrderResult, String> {
+        if !recovery::in_progress() {
+            return Err("the server is in production".to_owned());
+        }
+        let mut steps = Steps::new();
+        let conf = ServerConf {
+            primary_conninfo: streaming_conninfo(leader)?,
+            primary_slot_name: node_name(own_id()),
+            // The archive may hold a dead branch of the timeline that is left now.
+            blank_restore_command: true,
+            ..self.conf.clone()
+        };
+        self.put_in_force(id, conf, &mut steps)?;
+        self.nudge_until = Some(Instant::now() + NUDGE_LIMIT);
+        log!("following node {leader} ({steps})");
+        Ok(OrderResult::Done)
+    }
+
+    /// Writes settings and waits until the startup process has read them.
+    fn put_in_force(&mut self, id: OrderId, conf: ServerConf, steps: &mut Steps) -> Result<(), String> {
+        if !self.certain || differ(&self.conf, &conf) {
+            self.write(conf)?;
+            steps.done("write");
+        }
+        let epoch = self.conf.epoch;
+        let seen = || board::gate().receiver_epoch_seen.load(Ordering::SeqCst) == epoch;
+        let end = Instant::now() + SETTINGS_LIMIT;
+        while !wait::until(PATIENCE, &seen) {
+            if Instant::now() >= end {
+                return Err("the startup process does not read its settings".to_owned());
+            }
+            if given_up(id) {
+                return Err("superseded".to_owned());
+            }
+            free_replay();
+        }
+        steps.done("reload");
+        Ok(())
+    }
+
+    /// Writes settings and has the server read them.
+    fn write(&mut self, conf: ServerConf) -> Result<(), String> {
+        let gate = board::gate();
+        let inherited = settings::get(c"biha.receiver_epoch").and_then(|value| value.parse().ok());
+        let newest = gate.receiver_epoch_written.load(Ordering::SeqCst).max(self.conf.epoch);
+        let epoch = newest.max(inherited.unwrap_or(0)).checked_add(1).unwrap_or(1);
+        self.conf = ServerConf { epoch, ..conf };
+        self.certain = false;
+        self.conf.write().map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
+        self.certain = true;
+        gate.receiver_epoch_written.store(epoch, Ordering::SeqCst);
+        xlog::signal_postmaster(libc::SIGHUP);
+        Ok(())
+    }
+
+    /// Work between orders: makes a new leader's stream come up fast, and once its timeline is reached, lets
+    /// the archive in again; keeps `synchronous_standby_names` as the configuration says.
+    pub fn keep(&mut self, status: &board::Status) {
+        if recovery::in_progress() {
+            self.nudge();
+        }
+        let mut conf = self.conf.clone();
+        conf.synchronous_standby_names = synchronous_standby_names(&status.config);
+        // Once replay is on the leader's timeline, PostgreSQL looks for no older one's segments.
+        let arrived = recovery::replayed().is_some_and(|position| position.timeline == status.term.0);
+        if !conf.primary_conninfo.is_empty() && arrived {
+            conf.blank_restore_command = false;
+        }
+        if differ(&self.conf, &conf) {
+            if let Err(text) = self.write(conf) {
+                pgrx::warning!("{text}");
+            }
+        }
+    }
+
+    /// Wakes the startup process if the stream from a new leader is not up yet.
+    fn nudge(&mut self) {
+        match self.nudge_until {
+            Some(end) if walreceiver::state() == State::Streaming || Instant::now() > end => {
+                self.nudge_until = None;
+            }
+            Some(_) if walreceiver::state() == State::Stopped => recovery::wake(),
+            _ => {}
+        }
+    }
+
+    /// True while [`Receiver::keep`] is to be called every [`NUDGE_PERIOD`].
+    pub fn is_impatient(&self) -> bool {
+        self.nudge_until.is_some()
+    }
+}
+
+/// Removes what keeps the startup process from its waiting loop: a pause, or queries in conflict.
+pub fn free_replay() {
+    recovery::stir_pause();
+    if recovery::held_by_conflict() {
+        log!("canceling queries that hold up replay");
+        recovery::cancel_conflicting();
+    }
+}
+
+/// Is an order not worth waiting for any more?
+pub fn given_up(id: OrderId) -> bool {
+    board::superseded(id) || wait::stop_requested()
+}
+
+/// Ends the receiver and sees it stopped. The settings in force keep it from coming back.
+fn stop_receiver(id: OrderId) -> Result<(), String> {
+    let stopped = wait::until(STOP_LIMIT, || {
+        let stopped = walreceiver::state() == State::Stopped;
+        if !stopped {
+            walreceiver::terminate();
+        }
+        stopped || given_up(id)
+    });
+    match walreceiver::state() {
+        State::Stopped => Ok(()),
+        _ if stopped => Err("superseded".to_owned()),
+        _ => Err("the WAL receiver does not end".to_owned()),
+    }
+}
+
+/// Do two differ in more than their number?
+fn differ(a: &ServerConf, b: &ServerConf) -> bool {
+    ServerConf { epoch: b.epoch, ..a.clone() } != *b
+}
+
+fn ending(complete: bool) -> &'static str {
+    if complete { ", at a shutdown checkpoint" } else { "" }
+}
+
+fn own_id() -> NodeId {
+    NodeId(guc::ID.get().unsigned_abs())
+}
+
+/// Name of a node's slot, and of its connections.
+pub fn node_name(node: NodeId) -> String {
+    format!("biha_node_{node}")
+}
+
+/// Connection string for the WAL receiver. `tcp_user_timeout` and keepalives bound how long a silent leader is
+/// waited for.
+fn streaming_conninfo(leader: NodeId) -> Result<String, String> {
+    let name = node_name(own_id());
+    Ok(format!("{} application_name={name}", conninfo(leader)?))
+}
+
+/// Connection string for pg_rewind.
+pub fn rewind_conninfo(source: NodeId) -> Result<String, String> {
+    Ok(format!("{} dbname=biha_db", conninfo(source)?))
+}
+
+fn conninfo(node: NodeId) -> Result<String, String> {
+    let status = board::status().ok_or("no configuration has been published")?;
+    let member = status.config.members.get(&node).ok_or_else(|| format!("node {node} is not a member"))?;
+    let passfile = postmaster::data_directory().join(paths::PASSFILE);
+    Ok(format!(
+        "host={} port={} user=biha_replication_user passfile={} sslmode=prefer gssencmode=disable \
+         connect_timeout=5 keepalives_idle=2 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
+        quoted(&member.host),
+        member.port,
+        quoted(&passfile.to_string_lossy()),
+    ))
+}
+
+/// Quotes a value of a connection string.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+/// `ANY k (...)` over all voters that receive WAL; the same text on every node, this one's own name included,
+/// which never connects to itself.
+fn synchronous_standby_names(config: &ClusterConfig) -> String {
+    let k = config.settings.sync_standbys;
+    let names: Vec<_> = config
+        .members
+        .iter()
+        .filter(|(_, member)| member.is_wal_voter())
+        .map(|(id, _)| node_name(*id))
+        .collect();
+    if k == 0 || names.is_empty() { String::new() } else { format!("ANY {k} ({})", names.join(", ")) }
+}

@@ -1,0 +1,321 @@
+//! Worker 1, "biha controller": owns the core, the control channel and the state files.
+//!
+//! One latch loop in one thread. It turns whatever happened into the core's inputs and has the core's outputs
+//! carried out.
+//!
+//! **Architecture invariant:** nothing here blocks but the fsync of a state file, and nothing here decides.
+
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use biha_core::{
+    ConfigVersion, Goodbye, Input, Millis, Node, NodeId, NodeState, Options, ServerStatus, Term,
+};
+use biha_io::{
+    History, Identity, Limits, NetEvent, Network, NetworkConfig, StateFiles, ThreadResolver, TlsConfig,
+};
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
+
+use crate::board::{self, MemberStatus, Status};
+use crate::pg::{clock, process, status, worker};
+use crate::rejections::Rejections;
+use crate::{guc, lifecycle, paths};
+
+/// Longest wait of the loop in ms.
+const MAX_WAIT: Millis = 1000;
+/// Longest time in ms that the board may be out of date.
+const PUBLISH_PERIOD: Millis = 500;
+/// Commands taken from the mailbox in one turn.
+const MAX_COMMANDS: usize = board::MAILBOX_SLOTS;
+
+/// Registers the worker. In `_PG_init`, and only on a configured node.
+pub fn register() {
+    BackgroundWorkerBuilder::new("biha controller")
+        .set_type("biha controller")
+        .set_library("biha")
+        .set_function("biha_controller_main")
+        .enable_shmem_access(None)
+        .set_start_time(BgWorkerStartTime::PostmasterStart)
+        .set_restart_time(Some(std::time::Duration::from_secs(1)))
+        .load();
+}
+
+/// The worker's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn biha_controller_main(_argument: pg_sys::Datum) {
+    shut_gate();
+    worker::before_leaving(left);
+    worker::handle_signals();
+    match Controller::start() {
+        Ok(mut controller) => controller.run(),
+        Err(why) => {
+            ereport!(
+                FATAL,
+                PgSqlErrorCode::ERRCODE_CONFIG_FILE_ERROR,
+                format!("biha cannot take part in the cluster: {why}"),
+                "This node neither votes nor leads until that is mended; the server stays read-only."
+            );
+        }
+    }
+    worker::end();
+}
+
+/// Whichever way the controller ends, its gate is shut before its sockets close.
+#[pg_guard]
+unsafe extern "C-unwind" fn left(_code: i32, _argument: pg_sys::Datum) {
+    shut_gate();
+}
+
+fn shut_gate() {
+    let gate = board::gate();
+    gate.open_until.store(0, Ordering::SeqCst);
+    gate.leading.store(0, Ordering::SeqCst);
+    gate.incarnation.store(0, Ordering::SeqCst);
+    gate.controller_pid.store(0, Ordering::SeqCst);
+    gate.controller_latch.store(0, Ordering::SeqCst);
+}
+
+/// What the executor needs, too.
+pub struct Controller {
+    pub(crate) node: Node,
+    pub(crate) network: Network,
+    pub(crate) files: StateFiles,
+    pub(crate) history: History,
+    /// Counts this life's events.
+    pub(crate) events: u32,
+    server: ServerStatus,
+    rejections: Rejections,
+    published: Millis,
+    brief: Brief,
+}
+
+impl Controller {
+    /// First the gate is shut, then the memory is read and made durable, then peers can be heard.
+    fn start() -> Result<Controller, String> {
+        let id = u32::try_from(guc::ID.get()).map_err(|e| e.to_string())?;
+        let system_identifier = status::system_identifier();
+        let files = StateFiles::new(Path::new(paths::DIR));
+        let identity = Identity { cluster: None, system_identifier, node: NodeId(id) };
+        let hard = files.load_state(&identity).map_err(|e| e.to_string())?;
+        let config = files.load_config().map_err(|e| e.to_string())?;
+        let history = History::open(Path::new(paths::HISTORY)).map_err(|e| e.to_string())?;
+        let (cluster, now) = (hard.cluster, clock::boottime());
+        let seed = now ^ u64::from(id) << 48 ^ clock::wall() as u64;
+        let rewound = lifecycle::take_rewind_result();
+        let timeout = config.settings.election_timeout();
+        let (node, first) = Node::new(now, seed, hard, config, options(), rewound);
+        let network = Network::bind(NetworkConfig {
+            cluster,
+            node: NodeId(id),
+            incarnation: node.hard().incarnation,
+            port: guc::control_port(),
+            tls: tls()?,
+            resolver: Box::new(ThreadResolver::new(worker::spawn_without_signals)),
+            limits: Limits { stall_timeout: timeout.max(1000), ..Limits::default() },
+        })
+        .map_err(|e| format!("could not listen on port {}: {e}", guc::control_port()))?;
+        let mut controller = Controller {
+            node,
+            network,
+            files,
+            history,
+            events: 0,
+            server: ServerStatus::default(),
+            rejections: Rejections::default(),
+            published: 0,
+            brief: Brief::default(),
+        };
+        let gate = board::gate();
+        if !gate.controller_alive.hold() {
+            return Err("another controller is running".to_owned());
+        }
+        gate.incarnation.store(controller.node.hard().incarnation.0, Ordering::SeqCst);
+        gate.controller_pid.store(process::my_pid(), Ordering::SeqCst);
+        gate.controller_latch.store(process::my_latch(), Ordering::SeqCst);
+        controller.execute(first);
+        controller.know_peers();
+        Ok(controller)
+    }
+
+    fn run(&mut self) {
+        let mut events = Vec::new();
+        loop {
+            self.wait_and_stop_if_told();
+            if worker::reload_if_told() {
+                self.node.set_options(options());
+            }
+            self.look_at_server();
+            if let Err(error) = self.network.poll(clock::boottime(), &mut events) {
+                warning!("biha's control channel failed: {error}");
+                self.leave(Goodbye::Fault);
+            }
+            for event in events.drain(..) {
+                self.on_network(event);
+            }
+            for (request, command) in std::iter::from_fn(board::take_command).take(MAX_COMMANDS) {
+                self.feed(Input::Command(request, command));
+            }
+            while let Some((id, result)) = board::take_order_result() {
+                self.look_at_server();
+                self.feed(Input::Done(id, result));
+            }
+            if clock::boottime() >= self.node.next_deadline() {
+                self.feed(Input::Tick);
+            }
+            self.publish();
+        }
+    }
+
+    fn wait_and_stop_if_told(&mut self) {
+        let now = clock::boottime();
+        let due = self.node.next_deadline().min(self.network.next_deadline().unwrap_or(Millis::MAX));
+        let woken = worker::wait(self.network.as_raw_fd(), due.saturating_sub(now).min(MAX_WAIT));
+        if woken.postmaster_died {
+            self.leave(Goodbye::PostmasterDied);
+        }
+        if worker::told_to_stop() {
+            self.leave(Goodbye::CleanStop);
+        }
+    }
+
+    /// Shuts the gate, says goodbye, and ends the process.
+    fn leave(&mut self, goodbye: Goodbye) -> ! {
+        self.feed(Input::Stop(goodbye));
+        self.network.close_all();
+        worker::end();
+    }
+
+    fn feed(&mut self, input: Input) {
+        let outputs = self.node.step(clock::boottime(), input);
+        self.execute(outputs);
+    }
+
+    fn look_at_server(&mut self) {
+        let server = status::read(self.server.checkpointed);
+        if server != self.server {
+            self.server = server;
+            self.feed(Input::Server(server));
+        }
+    }
+
+    fn on_network(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::Connected(peer) => {
+                let hello = self.node.hello(peer);
+                self.tell(&hello);
+            }
+            NetEvent::Message(envelope) => self.feed(Input::Message(envelope)),
+            NetEvent::Disconnected(peer, how) => self.feed(Input::Disconnected(peer, how)),
+            NetEvent::Rejected { addr, node, why } => {
+                self.rejections.connection(clock::boottime(), addr, node, &why);
+            }
+            NetEvent::Unresolved(peer, error) => {
+                self.rejections.name(clock::boottime(), peer, &error);
+            }
+        }
+    }
+
+    /// Tells the network who the members are and where.
+    pub(crate) fn know_peers(&mut self) {
+        let own = self.node.hard().node;
+        let peers: Vec<(NodeId, String, u16)> = self
+            .node
+            .config()
+            .members
+            .iter()
+            .filter(|(id, _)| **id != own)
+            .map(|(id, member)| (*id, member.host.clone(), member.biha_port))
+            .collect();
+        self.network.set_peers(&peers);
+    }
+
+    /// Puts the view on the board: at once when a state, the leader or the configuration changed, else now
+    /// and then.
+    fn publish(&mut self) {
+        let now = clock::boottime();
+        let status = self.status(now);
+        let brief = Brief::of(&status);
+        if brief == self.brief && now < self.published + PUBLISH_PERIOD {
+            return;
+        }
+        let gate = board::gate();
+        let own = status.members.iter().find(|m| m.id == status.node);
+        let leading = own.is_some_and(|m| m.state.is_leader());
+        let patience = status.config.settings.election_timeout();
+        gate.leading.store(u32::from(leading), Ordering::SeqCst);
+        gate.leader.store(status.leader.map_or(0, |id| id.0), Ordering::SeqCst);
+        gate.term.store(status.term.0, Ordering::SeqCst);
+        gate.patience.store(u32::try_from(patience).unwrap_or(u32::MAX), Ordering::SeqCst);
+        board::publish(&status);
+        self.published = now;
+        if brief != self.brief {
+            self.brief = brief;
+            process::set_latch(gate.agent_latch.load(Ordering::SeqCst));
+        }
+    }
+
+    fn status(&self, now: Millis) -> Status {
+        let view = self.node.view();
+        let hard = self.node.hard();
+        let members = view.members.into_iter().map(|m| MemberStatus {
+            id: m.id,
+            state: m.state,
+            last_known: m.last_known,
+            online: m.online,
+            since_heard: m.since_heard,
+            position: m.position,
+            connection: (m.id != hard.node)
+                .then(|| self.network.connection_state(m.id).name().to_owned()),
+        });
+        Status {
+            node: hard.node,
+            term: view.term,
+            incarnation: hard.incarnation,
+            leader: view.leader,
+            members: members.collect(),
+            config: self.node.config().clone(),
+            error: hard.error.clone(),
+            published: now,
+        }
+    }
+}
+
+/// The part of the status whose changes are worth telling at once.
+#[derive(Default, PartialEq, Eq)]
+struct Brief {
+    term: Term,
+    leader: Option<NodeId>,
+    config: ConfigVersion,
+    members: Vec<(NodeId, NodeState, bool, Option<String>)>,
+}
+
+impl Brief {
+    fn of(status: &Status) -> Brief {
+        let members =
+            status.members.iter().map(|m| (m.id, m.state, m.online, m.connection.clone())).collect();
+        Brief { term: status.term, leader: status.leader, config: status.config.version, members }
+    }
+}
+
+fn options() -> Options {
+    Options { autorewind: guc::AUTOREWIND.get(), trust_refused: guc::TRUST_REFUSED.get() }
+}
+
+fn tls() -> Result<Option<TlsConfig>, String> {
+    if !guc::USE_SSL.get() {
+        return Ok(None);
+    }
+    let path = |setting: &'static pgrx::GucSetting<Option<std::ffi::CString>>| {
+        setting.get().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    TlsConfig::load(
+        Path::new(&path(&guc::SSL_CA)),
+        Path::new(&path(&guc::SSL_CERTIFICATE)),
+        Path::new(&path(&guc::SSL_PRIVATE_KEY)),
+    )
+    .map(Some)
+    .map_err(|e| e.to_string())
+}

@@ -1,0 +1,127 @@
+//! The commit gate, in every backend: nothing that was written is confirmed unless this node provably leads.
+//!
+//! It is looked at twice: before the commit record is written, where a transaction can still fail, and before
+//! the client is told, where it is durable and can only be left unacknowledged. Statements that cannot be
+//! taken back are stopped before they begin.
+//!
+//! **Architecture invariant:** nothing here blocks, waits for a lock or makes a system call while the gate is
+//! open.
+
+mod report;
+mod statement;
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use biha_core::Millis;
+use pgrx::pg_guard;
+use pgrx::pg_sys::XactEvent::{
+    XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE, XACT_EVENT_PREPARE,
+};
+
+use crate::board;
+use crate::pg::{clock, process, wait, xact};
+
+pub use statement::{Entered, utility_enter, utility_leave};
+
+/// How often a commit looks again while the lease has run out, in ms.
+const LOOK_AGAIN: Millis = 5;
+
+/// The incarnation under which this transaction passed the gate; 0 if it has nothing to confirm.
+static PASSED: AtomicU64 = AtomicU64::new(0);
+
+/// Puts the gate in the way of every transaction. In `_PG_init`, and only on a configured node.
+pub fn init() {
+    xact::register(on_xact_event);
+    statement::init();
+}
+
+/// What the gate's words say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Look {
+    /// Writes may be confirmed, in this incarnation.
+    Open(u64),
+    /// The lease has run out, but the node still leads its term: it may be renewed any moment.
+    Lapsed,
+    /// Writes may not be confirmed.
+    Shut,
+}
+
+/// Looks at the gate: is it open for another `reserve` ms at least?
+#[inline]
+fn look(reserve: Millis) -> Look {
+    let gate = board::gate();
+    let incarnation = gate.incarnation.load(SeqCst);
+    let open = gate.open_until.load(SeqCst) > clock::boottime() + reserve;
+    if incarnation == 0 || !(open || gate.leading.load(SeqCst) == 1) {
+        return Look::Shut;
+    }
+    match gate.controller_alive.is_held() && xact::postmaster_is_alive() {
+        true if open => Look::Open(incarnation),
+        true => Look::Lapsed,
+        false => Look::Shut,
+    }
+}
+
+/// As [`look`], but waits for the renewal of a lease that has run out, up to one election timeout. May be
+/// interrupted, and then raises an ERROR. `None` is shut.
+fn await_open(reserve: Millis) -> Option<u64> {
+    let end = clock::boottime() + Millis::from(board::gate().patience.load(Relaxed));
+    let mut waited = false;
+    let seen = loop {
+        match look(reserve) {
+            Look::Open(incarnation) => break Some(incarnation),
+            Look::Lapsed if clock::boottime() < end => {
+                waited = true;
+                wait::latch(Duration::from_millis(LOOK_AGAIN));
+                pgrx::check_for_interrupts!();
+            }
+            _ => break None,
+        }
+    };
+    if waited {
+        // What set the latch meanwhile may have meant another.
+        process::set_latch(process::my_latch());
+    }
+    seen
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, _argument: *mut c_void) {
+    match event {
+        XACT_EVENT_PRE_COMMIT => before("COMMIT"),
+        XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => confirm(PASSED.swap(0, Relaxed)),
+        XACT_EVENT_ABORT => PASSED.store(0, Relaxed),
+        _ => {}
+    }
+}
+
+/// First look: the transaction can still fail.
+fn before(command: &str) {
+    if !xact::wrote() {
+        PASSED.store(0, Relaxed);
+        return;
+    }
+    match await_open(0) {
+        Some(incarnation) => PASSED.store(incarnation, Relaxed),
+        None => report::refuse_commit(command),
+    }
+}
+
+/// Second look: the commit is durable. It may be confirmed only if the very leadership under which it passed
+/// is still valid; if not, the client learns nothing. Raises no ERROR and cannot be interrupted.
+fn confirm(passed: u64) {
+    if passed == 0 || look(0) == Look::Open(passed) {
+        return;
+    }
+    let end = clock::boottime() + Millis::from(board::gate().patience.load(Relaxed));
+    while look(0) == Look::Lapsed && clock::boottime() < end {
+        xact::doze(1);
+    }
+    if look(0) != Look::Open(passed) {
+        report::warn_unacknowledged();
+        xact::end_session_unacknowledged();
+    }
+}

@@ -1,0 +1,186 @@
+//! The gate before statements: a friendly refusal where a commit would be refused anyway, and the only one for
+//! statements whose effects cannot be taken back.
+
+use std::ffi::CStr;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering::SeqCst;
+
+use biha_core::Millis;
+use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
+use pgrx::pg_sys::{CmdType, ExecutorStart_hook_type, NodeTag, TransactionStmtKind};
+use pgrx::{PgList, pg_guard, pg_sys};
+
+use super::{Look, await_open, confirm, look, report};
+use crate::board;
+use crate::pg::{recovery, xact};
+
+/// What stood in the hook before.
+static PREVIOUS: OnceLock<ExecutorStart_hook_type> = OnceLock::new();
+
+/// What a statement needs of the gate before it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Need {
+    /// Nothing: it writes nothing, or PostgreSQL's commit will ask.
+    Nothing,
+    /// An open gate: its commit would be refused anyway.
+    Open,
+    /// Enough lease to finish under: it cannot be taken back, and its commit comes too late.
+    Lease,
+    /// The same, and nobody asks again before the client is told.
+    LeaseAndConfirmation,
+}
+
+/// What is to be looked at again when a utility statement is done.
+#[must_use = "pass it to utility_leave when the statement is done"]
+pub struct Entered(u64);
+
+/// Hooks the executor.
+pub(super) fn init() {
+    // SAFETY: libraries are loaded by one thread; the hook lives as long as the library.
+    unsafe {
+        if PREVIOUS.set(pg_sys::ExecutorStart_hook).is_ok() {
+            pg_sys::ExecutorStart_hook = Some(on_executor_start);
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn on_executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+    // SAFETY: the executor passes a valid query.
+    let plan = unsafe { &*(*query).plannedstmt };
+    let modifies = plan.commandType != CmdType::CMD_SELECT || plan.hasModifyingCTE;
+    if modifies && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && !xact::is_read_only() {
+        ask(0, || (!modifies_only_temporary(plan)).then(|| plan_name(plan)));
+    }
+    // SAFETY: the arguments are passed on as they came; the boundary makes an ERROR a panic.
+    unsafe {
+        pg_guard_ffi_boundary(|| match PREVIOUS.get() {
+            Some(Some(previous)) => previous(query, flags),
+            _ => pg_sys::standard_ExecutorStart(query, flags),
+        });
+    }
+}
+
+/// Asks for an open gate. `name` is called only when it is not open: the statement's name, or `None` if it
+/// may go on all the same. Returns the incarnation, or 0 if it went on without. Raises an ERROR to refuse.
+fn ask(reserve: Millis, name: impl FnOnce() -> Option<String>) -> u64 {
+    if let Look::Open(incarnation) = look(reserve) {
+        return incarnation;
+    }
+    // A standby refuses by itself, with words that users know.
+    let Some(name) = name().filter(|_| !recovery::in_progress()) else { return 0 };
+    // A lease that has run out may be renewed any moment; one taken away on purpose will not.
+    let lapsed = board::gate().open_until.load(SeqCst) != 0;
+    match lapsed.then(|| await_open(reserve)).flatten() {
+        Some(incarnation) => incarnation,
+        None => report::refuse_statement(&name),
+    }
+}
+
+fn plan_name(plan: &pg_sys::PlannedStmt) -> String {
+    match plan.commandType {
+        CmdType::CMD_INSERT => "INSERT",
+        CmdType::CMD_UPDATE => "UPDATE",
+        CmdType::CMD_DELETE => "DELETE",
+        CmdType::CMD_SELECT => "SELECT with a data-modifying clause",
+        _ => "MERGE",
+    }
+    .to_owned()
+}
+
+/// Are all tables that the plan modifies temporary?
+fn modifies_only_temporary(plan: &pg_sys::PlannedStmt) -> bool {
+    // SAFETY: the planner's own lists: integers that index the range table from 1.
+    let targets = unsafe { PgList::<i32>::from_pg(plan.resultRelations) };
+    let temporary = |number: i32| {
+        // SAFETY: as above; the entries are range table entries.
+        let relation = unsafe { (*pg_sys::list_nth(plan.rtable, number - 1).cast::<pg_sys::RangeTblEntry>()).relid };
+        is_temporary(relation)
+    };
+    targets.iter_int().all(temporary)
+}
+
+fn is_temporary(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog lookup; a table that is gone is not temporary.
+    let persistence = unsafe { pg_sys::get_rel_persistence(relation) };
+    persistence as u8 == pg_sys::RELPERSISTENCE_TEMP
+}
+
+/// The gate before a utility statement; from biha's ProcessUtility hook, before the statement is executed.
+/// Raises an ERROR to refuse it.
+///
+/// # Safety
+/// `statement` is the planned statement that the hook was called with.
+pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
+    // SAFETY: as the caller promises.
+    let node = unsafe { (*statement).utilityStmt };
+    // SAFETY: as the caller promises.
+    let need = unsafe { need(node) };
+    let reserve = match need {
+        Need::Nothing => return Entered(0),
+        Need::Open => 0,
+        // Half of the lease, which is 9/10 of the election timeout.
+        _ => Millis::from(board::gate().patience.load(SeqCst)) * 9 / 20,
+    };
+    // SAFETY: as the caller promises.
+    let incarnation = ask(reserve, || unsafe { name_unless_temporary(node) });
+    Entered(if need == Need::LeaseAndConfirmation { incarnation } else { 0 })
+}
+
+/// The second look; after the statement has been executed without an ERROR.
+pub fn utility_leave(entered: Entered) {
+    confirm(entered.0);
+}
+
+/// # Safety
+/// `node` is a utility statement.
+unsafe fn need(node: *mut pg_sys::Node) -> Need {
+    use NodeTag::*;
+    // SAFETY: as the caller promises; the tag says what each node is.
+    unsafe {
+        match (*node).type_ {
+            T_TransactionStmt => match (*node.cast::<pg_sys::TransactionStmt>()).kind {
+                TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
+                | TransactionStmtKind::TRANS_STMT_ROLLBACK_PREPARED => Need::LeaseAndConfirmation,
+                _ => Need::Nothing,
+            },
+            T_CreatedbStmt | T_DropdbStmt | T_AlterDatabaseStmt | T_CreateTableSpaceStmt
+            | T_DropTableSpaceStmt | T_CreateSubscriptionStmt | T_AlterSubscriptionStmt
+            | T_DropSubscriptionStmt | T_ReindexStmt => Need::Lease,
+            T_IndexStmt if (*node.cast::<pg_sys::IndexStmt>()).concurrent => Need::Lease,
+            T_DropStmt if (*node.cast::<pg_sys::DropStmt>()).concurrent => Need::Lease,
+            T_ClusterStmt if (*node.cast::<pg_sys::ClusterStmt>()).relation.is_null() => Need::Lease,
+            // Writes a file of this server only.
+            T_AlterSystemStmt => Need::Nothing,
+            T_CopyStmt if (*node.cast::<pg_sys::CopyStmt>()).is_from => Need::Open,
+            T_VacuumStmt | T_TruncateStmt => Need::Open,
+            _ if pg_sys::GetCommandLogLevel(node) == pg_sys::LogStmtLevel::LOGSTMT_DDL => Need::Open,
+            _ => Need::Nothing,
+        }
+    }
+}
+
+/// The statement's name; `None` if it is a COPY into a temporary table.
+///
+/// # Safety
+/// `node` is a utility statement.
+unsafe fn name_unless_temporary(node: *mut pg_sys::Node) -> Option<String> {
+    // SAFETY: as the caller promises; the lookup takes no lock, and gives 0 for a table that is not there.
+    unsafe {
+        if (*node).type_ == NodeTag::T_CopyStmt {
+            let table = (*node.cast::<pg_sys::CopyStmt>()).relation;
+            let found = pg_sys::RangeVarGetRelidExtended(
+                table,
+                pg_sys::NoLock as i32,
+                pg_sys::RVROption::RVR_MISSING_OK,
+                None,
+                std::ptr::null_mut(),
+            );
+            if found != pg_sys::InvalidOid && is_temporary(found) {
+                return None;
+            }
+        }
+        let name = pg_sys::GetCommandTagName(pg_sys::CreateCommandTag(node));
+        Some(CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}

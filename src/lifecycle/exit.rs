@@ -1,0 +1,112 @@
+//! The postmaster's last act: start the server again, if that was asked for.
+//!
+//! By now PostgreSQL's shared memory is unmapped and the ports are closed; no child lives but the logger.
+
+use pgrx::prelude::*;
+use pgrx::pg_sys;
+
+use super::{Life, exit_log, reexec::Image, rewind, rewind::Outcome, signals};
+use crate::pg::control::{self, State};
+use crate::pg::{exec, signal};
+
+/// What an exiting postmaster does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    /// End, as PostgreSQL meant to.
+    End,
+    /// Start again; rewind before if that was asked for.
+    Restart,
+    /// Start again without a rewind, which needs a clean shutdown.
+    RestartUnclean,
+}
+
+/// Decides by the exit code and by what the control file says: code 0 is also that of an immediate stop. A server that a
+/// child's crash has kept from shutting down cleanly (code 1) comes back as a standby and recovers.
+fn act(operator_stop: bool, code: i32, state: Option<State>) -> Act {
+    match (operator_stop, code, state) {
+        (true, ..) => Act::End,
+        (false, 0, Some(State::ShutDown | State::ShutDownInRecovery)) => Act::Restart,
+        (false, 1, Some(_)) => Act::RestartUnclean,
+        _ => Act::End,
+    }
+}
+
+/// Runs as on_proc_exit callback.
+pub fn run(life: &Life, code: i32) {
+    // First of all: what is blocked from here on reaches the new image, or ends this one below.
+    signal::block_all();
+    signals::show_notify_socket();
+    let Some(request) = life.page.take().filter(|_| life.has_started()) else { return };
+    let stopping = || life.page.operator_stopping() || signal::pending(&signals::STOPS);
+    match (act(stopping(), code, control::read().map(|file| file.state)), request.rewind) {
+        (Act::End, _) => return exit_log("not restarting in place: the server is to be stopped", None),
+        (Act::Restart, Some(source)) => {
+            exit_log("rewinding before the restart in place", None);
+            match rewind::run(&source) {
+                Outcome::Whole { stop } if stop || stopping() => return,
+                Outcome::Whole { .. } => {}
+                Outcome::Broken { text, kept } => {
+                    let hint = format!(
+                        "The data directory cannot be started any more. Make a new copy of the leader with bihactl \
+                         reclone or pg_basebackup. This node's own files are kept in \"{}\".",
+                        kept.display()
+                    );
+                    exit_log(&format!("the rewind of this node broke off: {text}"), Some(&hint));
+                    give_up();
+                }
+            }
+        }
+        (Act::Restart | Act::RestartUnclean, _) => {}
+    }
+    start_again(&life.image);
+}
+
+fn start_again(image: &Image) -> ! {
+    exit_log("restarting in place", None);
+    let error = image.start();
+    exit_log(&format!("could not restart in place: {error}"), Some("Start the server again."));
+    give_up()
+}
+
+/// Ends with a code that a service manager takes for a failure.
+fn give_up() -> ! {
+    // If it stays, the next start finds that its process is gone.
+    let _ = std::fs::remove_file("postmaster.pid");
+    exec::end(1)
+}
+
+/// Registered with PostgreSQL by [`super::init`].
+#[pg_guard]
+pub unsafe extern "C-unwind" fn at_exit(code: i32, _argument: pg_sys::Datum) {
+    if let Some(life) = super::LIFE.get() {
+        run(life, code);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operators_stop_beats_everything() {
+        for state in [State::ShutDown, State::ShutDownInRecovery, State::Unclean] {
+            for code in [0, 1] {
+                assert_eq!(act(true, code, Some(state)), Act::End);
+            }
+        }
+    }
+
+    #[test]
+    fn a_clean_shutdown_restarts_and_an_immediate_one_does_not() {
+        assert_eq!(act(false, 0, Some(State::ShutDown)), Act::Restart);
+        assert_eq!(act(false, 0, Some(State::ShutDownInRecovery)), Act::Restart);
+        assert_eq!(act(false, 0, Some(State::Unclean)), Act::End);
+    }
+
+    #[test]
+    fn a_crash_during_the_shutdown_restarts_without_a_rewind() {
+        assert_eq!(act(false, 1, Some(State::Unclean)), Act::RestartUnclean);
+        assert_eq!(act(false, 2, Some(State::ShutDown)), Act::End);
+        assert_eq!(act(false, 0, None), Act::End);
+    }
+}

@@ -1,0 +1,150 @@
+//! The life of a member's server: every start is a standby's start, and a leader that steps down is restarted
+//! by its own postmaster, in the same process, rewound in between if its WAL has parted from the cluster's.
+//!
+//! Runs in the postmaster, but for [`request_restart`] and [`take_rewind_result`].
+//!
+//! **Architecture invariant:** nothing here knows of terms, leaders or elections. Only an elected leader's agent
+//! promotes; here nothing does.
+
+mod argv;
+mod aside;
+mod child;
+mod exit;
+mod page;
+mod reexec;
+mod report;
+mod rewind;
+mod signals;
+mod start;
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{PgLogLevel, PgSqlErrorCode};
+
+use self::page::{Page, Request};
+use self::reexec::Image;
+use crate::pg::{postmaster, sharedpage};
+use crate::{board, guc};
+
+/// What the postmaster keeps for its end.
+struct Life {
+    page: &'static Page,
+    image: Image,
+    /// Shared memory has been made in this process: it is a server, and not `postgres -C`.
+    started: AtomicBool,
+}
+
+impl Life {
+    fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed)
+    }
+}
+
+static LIFE: OnceLock<Life> = OnceLock::new();
+static PREVIOUS_STARTUP_HOOK: postmaster::PreviousHook = OnceLock::new();
+
+/// Is this the postmaster of a member of a cluster, to be led by biha? Not a single-user server, not pg_upgrade's, not
+/// one that recovers to a point in time. In `_PG_init`, after the settings are registered.
+pub fn leads_this_server() -> bool {
+    if !postmaster::is_serving() || !guc::configured() || !start::is_member() {
+        return false;
+    }
+    match start::recovery_target() {
+        None => true,
+        Some(target) => {
+            report(
+                PgLogLevel::WARNING,
+                format!("biha stands aside: \"{target}\" asks for a recovery to a point in time"),
+                Some("This server is no member of its cluster until it is started without it."),
+            );
+            false
+        }
+    }
+}
+
+/// Takes this server's life in hand. In `_PG_init`, if [`leads_this_server`], after [`board::register`].
+pub fn init() {
+    let image = Image::save();
+    let page = sharedpage::map::<Page>();
+    let (Ok(image), Ok(page)) = (image, page) else {
+        return report(
+            PgLogLevel::FATAL,
+            "could not prepare restarts in place".into(),
+            Some("biha needs /proc and a page of memory."),
+        );
+    };
+    if let Err(error) = signals::wrap(page) {
+        report(PgLogLevel::FATAL, format!("could not install signal handlers: {error}"), None);
+    }
+    if LIFE.set(Life { page, image, started: AtomicBool::new(false) }).is_err() {
+        return;
+    }
+    postmaster::at_exit(exit::at_exit);
+    postmaster::chain_shmem_startup(&PREVIOUS_STARTUP_HOOK, shmem_startup);
+}
+
+/// Runs at every making of shared memory, after biha's own parts of it have been made.
+#[pg_guard]
+unsafe extern "C-unwind" fn shmem_startup() {
+    postmaster::call_previous_shmem_startup(&PREVIOUS_STARTUP_HOOK);
+    let Some(life) = LIFE.get() else { return };
+    board::gate().controller_alive.init();
+    life.page.forget();
+    if let Err(refusal) = start::prepare(!life.has_started()) {
+        report(PgLogLevel::FATAL, refusal.text, Some(refusal.hint));
+    }
+    if !life.has_started() && !start::can_be_rewound() {
+        report(
+            PgLogLevel::WARNING,
+            "this node cannot be rewound if its WAL parts from the leader's".into(),
+            Some("Set wal_log_hints to on, or enable data checksums."),
+        );
+    }
+    life.started.store(true, Ordering::Relaxed);
+}
+
+/// Does biha lead this server? In any of its processes.
+pub fn active() -> bool {
+    LIFE.get().is_some()
+}
+
+/// Is an operator stopping this server?
+pub fn operator_stopping() -> bool {
+    LIFE.get().is_some_and(|life| life.page.operator_stopping())
+}
+
+/// Asks the postmaster to shut the server down and to start it again in place, as a standby; to rewind it in between
+/// against the server of the conninfo given (keywords and values, no password: it shows in the process list). Of any child of the
+/// postmaster. Returns once the postmaster has been told. Fails if the server is being stopped, or has been asked
+/// already.
+pub fn request_restart(rewind_source_conninfo: Option<&str>) -> Result<(), String> {
+    let life = LIFE.get().ok_or("biha does not lead this server")?;
+    let request = Request { rewind: rewind_source_conninfo.map(str::to_string) };
+    life.page.ask(postmaster::my_pid(), &request)?;
+    postmaster::signal(signals::RESTART).map_err(|error| {
+        life.page.forget();
+        format!("could not signal the postmaster: {error}")
+    })
+}
+
+/// What came of the rewind that this start was preceded by, once; `None` if there was none. A rewind that was
+/// asked for and has left no result was not tried, or given up because the operator stopped the server.
+pub fn take_rewind_result() -> Option<Result<(), String>> {
+    rewind::take_result().unwrap_or_else(|error| Some(Err(format!("could not read the rewind's result: {error}"))))
+}
+
+fn report(level: PgLogLevel, text: String, hint: Option<&str>) {
+    let mut report = ErrorReport::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, text, "biha");
+    if let Some(hint) = hint {
+        report = report.set_hint(hint.to_string());
+    }
+    report.report(level);
+}
+
+/// Writes to the server's log from an exiting postmaster.
+fn exit_log(text: &str, hint: Option<&str>) {
+    report(PgLogLevel::LOG, text.to_string(), hint);
+}

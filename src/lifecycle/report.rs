@@ -1,0 +1,145 @@
+//! What pg_rewind's end means for the data directory, read from its own words.
+
+/// How pg_rewind ended.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// All that it wrote, in English, with --progress.
+    pub log: String,
+    /// It said so itself by exit code 0.
+    pub success: bool,
+    /// An operator's stop came meanwhile.
+    pub stop: bool,
+    /// Why it was killed, if it was killed from here.
+    pub given_up: Option<String>,
+}
+
+/// What to do with the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Rewound: put this node's own files back.
+    Rewound,
+    /// Unchanged, and it need not be: this node's WAL ends where the source's history left it.
+    NotNeeded,
+    /// Unchanged, for this reason.
+    Failed(String),
+    /// Unchanged, since the operator stopped the server: to be tried again.
+    Stopped,
+    /// Half changed, for this reason.
+    Broken(String),
+}
+
+/// Longest reason that is passed on.
+const MAX_TEXT: usize = 800;
+
+impl Ending {
+    /// It never ran.
+    pub fn not_started(text: String) -> Self {
+        Ending { log: String::new(), success: false, stop: false, given_up: Some(text) }
+    }
+
+    /// May it have changed anything? pg_rewind says this right before its point of no return
+    /// (pg_rewind.c:main).
+    pub fn changes_begun(log: &str) -> bool {
+        log.contains("need to copy")
+    }
+
+    /// Its complaints.
+    fn reason(&self) -> String {
+        let complaints: Vec<&str> = self
+            .log
+            .lines()
+            .filter(|line| ["error:", "fatal:", "detail:", "hint:"].iter().any(|word| line.contains(word)))
+            .map(|line| line.trim_start_matches("pg_rewind: "))
+            .collect();
+        let mut text = match &self.given_up {
+            Some(why) => why.clone(),
+            None if complaints.is_empty() => "pg_rewind failed without a message".into(),
+            None => complaints.join("; "),
+        };
+        let end = (0..=MAX_TEXT.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+        text
+    }
+}
+
+/// Judges an ending.
+pub fn verdict(ending: &Ending) -> Verdict {
+    match (ending.success, Ending::changes_begun(&ending.log)) {
+        (true, true) => Verdict::Rewound,
+        // PostgreSQL 15 compares the timelines of the last checkpoints only.
+        (true, false) if ending.log.contains("on the same timeline") => Verdict::Failed(
+            "pg_rewind saw source and target on the same timeline: the source has made no checkpoint since its \
+             promotion, or two histories bear the same number"
+                .into(),
+        ),
+        (true, false) => Verdict::NotNeeded,
+        (false, true) => Verdict::Broken(ending.reason()),
+        (false, false) if ending.stop => Verdict::Stopped,
+        (false, false) => Verdict::Failed(ending.reason()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGUN: &str = "pg_rewind: connected to server\n\
+        pg_rewind: servers diverged at WAL location 0/3000148 on timeline 1\n\
+        pg_rewind: rewinding from last common checkpoint at 0/2000060 on timeline 1\n\
+        pg_rewind: reading source file list\n\
+        pg_rewind: need to copy 52 MB (total source directory size is 75 MB)\n";
+
+    fn ending(log: &str, success: bool) -> Ending {
+        Ending { log: log.into(), success, stop: false, given_up: None }
+    }
+
+    #[test]
+    fn success() {
+        assert_eq!(verdict(&ending(&format!("{BEGUN}pg_rewind: Done!\n"), true)), Verdict::Rewound);
+    }
+
+    #[test]
+    fn not_needed_only_after_comparing_histories() {
+        let log = "pg_rewind: servers diverged at WAL location 0/3000148 on timeline 1\n\
+                   pg_rewind: no rewind required\n";
+        assert_eq!(verdict(&ending(log, true)), Verdict::NotNeeded);
+        let log = "pg_rewind: source and target cluster are on the same timeline\n\
+                   pg_rewind: no rewind required\n";
+        assert!(matches!(verdict(&ending(log, true)), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_reached_changes_nothing() {
+        let log = "pg_rewind: error: connection to server failed: Connection refused\n";
+        assert_eq!(
+            verdict(&ending(log, false)),
+            Verdict::Failed("error: connection to server failed: Connection refused".into())
+        );
+    }
+
+    #[test]
+    fn killed_before_and_after_the_point_of_no_return() {
+        let mut early = ending("pg_rewind: connected to server\n", false);
+        assert!(matches!(verdict(&early), Verdict::Failed(_)));
+        early.stop = true;
+        assert_eq!(verdict(&early), Verdict::Stopped);
+        let mut late = ending(BEGUN, false);
+        late.stop = true;
+        late.given_up = Some("why".into());
+        assert_eq!(verdict(&late), Verdict::Broken("why".into()));
+    }
+
+    #[test]
+    fn a_stop_while_it_succeeds_is_success() {
+        let mut ending = ending(BEGUN, true);
+        ending.stop = true;
+        assert_eq!(verdict(&ending), Verdict::Rewound);
+    }
+
+    #[test]
+    fn reasons_are_cut_at_a_character() {
+        let log = format!("pg_rewind: error: {}\n", "ä".repeat(1000));
+        let Verdict::Failed(text) = verdict(&ending(&log, false)) else { panic!("not a failure") };
+        assert!(text.len() <= MAX_TEXT);
+    }
+}

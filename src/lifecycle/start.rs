@@ -1,0 +1,154 @@
+//! What is done at every making of shared memory, in the postmaster, before the startup process exists: at
+//! start and at each restart after a crash of a child.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use biha_core::PromotionIntent;
+
+use super::aside::sync_directory;
+use crate::paths;
+use crate::pg::{control, serverconf::ServerConf, settings};
+
+const STANDBY_SIGNAL: &str = "standby.signal";
+const RECOVERY_SIGNAL: &str = "recovery.signal";
+const WAL: &str = "pg_wal";
+
+/// Settings that ask for a recovery up to a point, which is no business of biha's.
+const RECOVERY_TARGETS: [&std::ffi::CStr; 5] = [
+    c"recovery_target",
+    c"recovery_target_lsn",
+    c"recovery_target_name",
+    c"recovery_target_time",
+    c"recovery_target_xid",
+];
+
+/// Why a server cannot be started as a member of its cluster.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What is wrong.
+    pub text: String,
+    /// What to do.
+    pub hint: &'static str,
+}
+
+/// Is this start a point-in-time recovery? Then what asks for it.
+pub fn recovery_target() -> Option<String> {
+    if Path::new(RECOVERY_SIGNAL).exists() {
+        return Some(RECOVERY_SIGNAL.into());
+    }
+    RECOVERY_TARGETS
+        .into_iter()
+        .find(|name| settings::get(name).is_some_and(|value| !value.is_empty()))
+        .map(|name| name.to_string_lossy().into_owned())
+}
+
+/// Makes the server come up as a standby that receives from nobody. `first` is false at a restart after a crash.
+pub fn prepare(first: bool) -> Result<(), Refusal> {
+    let doing = |what: &str, error: &io::Error| Refusal {
+        text: format!("could not {what}: {error}"),
+        hint: "A member of a biha cluster starts only as a standby.",
+    };
+    create_standby_signal().map_err(|e| doing("create file \"standby.signal\"", &e))?;
+    // The archive may hold a dead branch, so nothing is fetched from it either until a leader is known.
+    let conf = ServerConf { blank_restore_command: true, ..ServerConf::default() };
+    conf.write().map_err(|e| doing("write file \"pg_biha/server.conf\"", &e))?;
+    settings::reload();
+    if settings::get(c"primary_conninfo").is_some_and(|value| !value.is_empty()) {
+        if first {
+            return Err(Refusal {
+                text: "parameter \"primary_conninfo\" is set outside of biha's files".into(),
+                hint: "Remove it from postgresql.auto.conf, the command line, and whatever follows the include of \
+                       postgresql.biha.conf in postgresql.conf: biha alone sets it.",
+            });
+        }
+        // The files have a fault just now, and were not read.
+        settings::set_as_file(c"primary_conninfo", "");
+    }
+    Ok(())
+}
+
+fn create_standby_signal() -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(STANDBY_SIGNAL) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+/// Can this node be rewound if its WAL parts from the leader's?
+pub fn can_be_rewound() -> bool {
+    let hints = settings::get(c"wal_log_hints").is_some_and(|value| value == "on");
+    hints || control::read().is_some_and(|file| file.checksums)
+}
+
+/// Removes what a promotion that did not happen has left: the empty history files below its timeline, which would make
+/// recovery wait for ever, and that timeline's own, which nobody else has seen. Returns their names.
+pub fn clear_unfinished_promotion(intent: Option<PromotionIntent>) -> io::Result<Vec<String>> {
+    let Some(intent) = intent else { return Ok(Vec::new()) };
+    match control::read() {
+        Some(file) if file.timeline < intent.timeline => remove_histories(Path::new(WAL), intent),
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn remove_histories(wal: &Path, intent: PromotionIntent) -> io::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for timeline in intent.first_placeholder..=intent.timeline {
+        let name = format!("{timeline:08X}.history");
+        let path = wal.join(&name);
+        let is_placeholder = match path.metadata() {
+            Ok(metadata) => metadata.len() == 0,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if !is_placeholder && timeline != intent.timeline {
+            continue;
+        }
+        for suffix in ["ready", "done"] {
+            remove_if_there(&wal.join(format!("archive_status/{name}.{suffix}")))?;
+        }
+        remove_if_there(&path)?;
+        removed.push(name);
+    }
+    sync_directory(wal)?;
+    Ok(removed)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Does the cluster's configuration exist here?
+pub fn is_member() -> bool {
+    Path::new(paths::CONF).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_promotion_made_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let wal = directory.path();
+        fs::create_dir(wal.join("archive_status")).unwrap();
+        let content = [("2", "x"), ("3", ""), ("4", "1\t0/3000000\treason\n"), ("5", ""), ("A", "own"), ("B", "")];
+        for (number, text) in content {
+            fs::write(wal.join(format!("{number:0>8}.history")), text).unwrap();
+        }
+        fs::write(wal.join("archive_status/00000005.history.ready"), "").unwrap();
+        let intent = PromotionIntent { timeline: 10, first_placeholder: 3 };
+        let removed = remove_histories(wal, intent).unwrap();
+        assert_eq!(removed, ["00000003.history", "00000005.history", "0000000A.history"]);
+        for (number, left) in [("2", true), ("3", false), ("4", true), ("5", false), ("A", false), ("B", true)] {
+            assert_eq!(wal.join(format!("{number:0>8}.history")).exists(), left, "{number}");
+        }
+        assert!(!wal.join("archive_status/00000005.history.ready").exists());
+        assert!(remove_histories(wal, intent).unwrap().is_empty());
+    }
+}

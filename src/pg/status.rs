@@ -1,0 +1,64 @@
+//! What the local server looks like, read from shared memory without any lock that could be held for long.
+
+use biha_core::{Lsn, Position, ServerStatus};
+use pgrx::pg_sys;
+
+use crate::pg::recovery;
+
+/// PostgreSQL's system identifier of this data directory.
+pub fn system_identifier() -> u64 {
+    // SAFETY: reads the control data in shared memory, there from the start.
+    unsafe { pg_sys::GetSystemIdentifier() }
+}
+
+/// The server as it is now. `checkpointed` is what the last look said: once true it stays so.
+pub fn read(checkpointed: bool) -> ServerStatus {
+    if recovery::in_progress() {
+        // SAFETY: both read shared memory.
+        let (consistent, streaming) = unsafe {
+            let receiver = pg_sys::WalRcv;
+            let state = (*receiver).walRcvState;
+            (pg_sys::HotStandbyActive(), state == pg_sys::WalRcvState::WALRCV_STREAMING)
+        };
+        ServerStatus { production: false, consistent, streaming, checkpointed: false, hint: standby_hint() }
+    } else {
+        let mut timeline = 0;
+        // SAFETY: recovery has ended.
+        let lsn = unsafe { pg_sys::GetFlushRecPtr(&mut timeline) };
+        ServerStatus {
+            production: true,
+            consistent: true,
+            streaming: false,
+            checkpointed: checkpointed || last_checkpoint_timeline() == Some(timeline),
+            hint: Some(Position { timeline, lsn: Lsn(lsn) }),
+        }
+    }
+}
+
+/// The later of what was replayed and what was received.
+fn standby_hint() -> Option<Position> {
+    let replayed = recovery::replayed();
+    let mut timeline = 0;
+    // SAFETY: reads shared memory under its spinlock.
+    let received = unsafe { pg_sys::GetWalRcvFlushRecPtr(std::ptr::null_mut(), &mut timeline) };
+    match replayed {
+        // The receiver's timeline is what was asked for, not yet what has arrived.
+        Some(replayed) if received > replayed.lsn.0 => Some(Position { lsn: Lsn(received), ..replayed }),
+        replayed => replayed,
+    }
+}
+
+/// Timeline of the last finished checkpoint, from the control file on disk.
+fn last_checkpoint_timeline() -> Option<u32> {
+    let mut intact = false;
+    // SAFETY: reads the file and returns a palloc'd copy, freed here.
+    unsafe {
+        let control = pg_sys::get_controlfile(pg_sys::DataDir, &mut intact);
+        if control.is_null() {
+            return None;
+        }
+        let timeline = (*control).checkPointCopy.ThisTimeLineID;
+        pg_sys::pfree(control.cast());
+        intact.then_some(timeline)
+    }
+}
