@@ -22,6 +22,11 @@ use pgrx::prelude::*;
 #[allow(non_snake_case)]
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    // Also loaded by CREATE EXTENSION and by functions that are called: then there is nothing to set up.
+    // SAFETY: a plain value of this process.
+    if !unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        return;
+    }
     guc::register();
     if !lifecycle::leads_this_server() {
         return;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use biha_core::{ClusterConfig, Millis, NodeId, OrderId, OrderResult};
-use pgrx::log;
+use pgrx::{debug1, log};
 
 use super::{position, timing::Steps};
 use crate::pg::serverconf::ServerConf;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_millis(10);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often the startup process is told to try again while a new leader is not streaming yet.
 pub const NUDGE_PERIOD: Duration = Duration::from_millis(100);
-/// For how long.
+/// For how long; afterwards PostgreSQL's own pace will do, and the archive is let in again.
 const NUDGE_LIMIT: Duration = Duration::from_secs(5);
 
 /// What this node receives, and from whom.
@@ -37,6 +37,8 @@ pub struct Receiver {
     certain: bool,
     /// Set while a new leader is not streaming yet.
     nudge_until: Option<Instant>,
+    /// When the leader was last changed.
+    followed: Instant,
 }
 
 impl Receiver {
@@ -51,7 +53,7 @@ impl Receiver {
             retry_interval: Some(RETRY_INTERVAL),
             epoch: text(c"biha.receiver_epoch").parse().unwrap_or(0),
         };
-        Receiver { conf, certain: false, nudge_until: None }
+        Receiver { conf, certain: false, nudge_until: None, followed: Instant::now() }
     }
 
     /// Stops receiving, durably, and reads the position. See [`biha_core::Order::StopReceiving`].
@@ -111,7 +113,8 @@ impl Receiver {
             ..self.conf.clone()
         };
         self.put_in_force(id, conf, &mut steps)?;
-        self.nudge_until = Some(Instant::now() + NUDGE_LIMIT);
+        self.followed = Instant::now();
+        self.nudge_until = Some(self.followed + NUDGE_LIMIT);
         log!("following node {leader} ({steps})");
         Ok(OrderResult::Done)
     }
@@ -146,7 +149,7 @@ impl Receiver {
         let epoch = newest.max(inherited.unwrap_or(0)).checked_add(1).unwrap_or(1);
         self.conf = ServerConf { epoch, ..conf };
         self.certain = false;
-        self.conf.write().map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
+        self.conf.replace().map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
         self.certain = true;
         gate.receiver_epoch_written.store(epoch, Ordering::SeqCst);
         xlog::signal_postmaster(libc::SIGHUP);
@@ -163,7 +166,7 @@ impl Receiver {
         conf.synchronous_standby_names = synchronous_standby_names(&status.config);
         // Once replay is on the leader's timeline, PostgreSQL looks for no older one's segments.
         let arrived = recovery::replayed().is_some_and(|position| position.timeline == status.term.0);
-        if !conf.primary_conninfo.is_empty() && arrived {
+        if !conf.primary_conninfo.is_empty() && arrived && self.settled() {
             conf.blank_restore_command = false;
         }
         if differ(&self.conf, &conf) {
@@ -184,6 +187,11 @@ impl Receiver {
         }
     }
 
+    /// Has the change of leader been long enough ago? Until then the disk has better things to do.
+    fn settled(&self) -> bool {
+        self.followed.elapsed() > NUDGE_LIMIT
+    }
+
     /// True while [`Receiver::keep`] is to be called every [`NUDGE_PERIOD`].
     pub fn is_impatient(&self) -> bool {
         self.nudge_until.is_some()
@@ -193,9 +201,9 @@ impl Receiver {
 /// Removes what keeps the startup process from its waiting loop: a pause, or queries in conflict.
 pub fn free_replay() {
     recovery::stir_pause();
-    if recovery::held_by_conflict() {
-        log!("canceling queries that hold up replay");
-        recovery::cancel_conflicting();
+    if let Some(startup) = recovery::held_by_conflict() {
+        debug1!("canceling queries that hold up replay");
+        recovery::cancel_conflicting(startup);
     }
 }
 

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering::SeqCst;
 
 use biha_core::Millis;
-use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 use pgrx::pg_sys::{CmdType, ExecutorStart_hook_type, NodeTag, TransactionStmtKind};
 use pgrx::{PgList, pg_guard, pg_sys};
 
@@ -32,6 +31,7 @@ enum Need {
 
 /// What is to be looked at again when a utility statement is done.
 #[must_use = "pass it to utility_leave when the statement is done"]
+#[derive(Clone, Copy)]
 pub struct Entered(u64);
 
 /// Hooks the executor.
@@ -44,20 +44,31 @@ pub(super) fn init() {
     }
 }
 
-#[pg_guard]
+unsafe extern "C-unwind" {
+    /// PostgreSQL's own, called as C calls it.
+    fn standard_ExecutorStart(query: *mut pg_sys::QueryDesc, flags: i32);
+}
+
+/// Calls what comes next without pgrx's boundary, which would lose an ERROR's position, context and object
+/// names: nothing in this function has a destructor, so PostgreSQL may jump over it.
 unsafe extern "C-unwind" fn on_executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
+    // SAFETY: the arguments are passed on as they came.
+    unsafe {
+        before_execution(query, flags);
+        match PREVIOUS.get() {
+            Some(Some(previous)) => previous(query, flags),
+            _ => standard_ExecutorStart(query, flags),
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn before_execution(query: *mut pg_sys::QueryDesc, flags: i32) {
     // SAFETY: the executor passes a valid query.
     let plan = unsafe { &*(*query).plannedstmt };
     let modifies = plan.commandType != CmdType::CMD_SELECT || plan.hasModifyingCTE;
     if modifies && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && !xact::is_read_only() {
         ask(0, || (!modifies_only_temporary(plan)).then(|| plan_name(plan)));
-    }
-    // SAFETY: the arguments are passed on as they came; the boundary makes an ERROR a panic.
-    unsafe {
-        pg_guard_ffi_boundary(|| match PREVIOUS.get() {
-            Some(Some(previous)) => previous(query, flags),
-            _ => pg_sys::standard_ExecutorStart(query, flags),
-        });
     }
 }
 

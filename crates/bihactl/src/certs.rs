@@ -1,9 +1,10 @@
 //! The cluster's certificate authority and the nodes' certificates for the control channel.
 
 use biha_core::{ClusterId, NodeId};
+use biha_io::certificate_name;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 
 /// A certificate with its private key, both in PEM.
@@ -13,12 +14,6 @@ pub struct Certificate {
     pub certificate: String,
     /// Its private key.
     pub key: String,
-}
-
-/// The name in a node's certificate. Both sides of the control channel compare it with the node that the
-/// other side says it is.
-pub fn node_name(cluster: ClusterId, node: NodeId) -> String {
-    format!("node-{node}.{cluster}.biha")
 }
 
 /// Validity is wide on purpose: the cluster must not stop on a forgotten date, nor on a wrong clock. Members
@@ -45,18 +40,21 @@ pub fn authority(cluster: ClusterId) -> Result<Certificate, rcgen::Error> {
 pub fn node(authority: &Certificate, cluster: ClusterId, node: NodeId) -> Result<Certificate, rcgen::Error> {
     let issuer = Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.key)?)?;
     let key = KeyPair::generate()?;
-    let name = node_name(cluster, node);
+    let name = certificate_name(cluster, node);
     let mut params = params(name.clone());
     params.subject_alt_names = vec![rcgen::SanType::DnsName(name.try_into()?)];
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let certificate = params.signed_by(&key, &issuer)?;
     Ok(Certificate { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
 #[cfg(test)]
 mod tests {
+    use biha_io::TlsConfig;
+
     use super::*;
 
     #[test]
@@ -67,7 +65,12 @@ mod tests {
         assert!(one.certificate.starts_with("-----BEGIN CERTIFICATE-----"));
         assert!(one.key.starts_with("-----BEGIN PRIVATE KEY-----"));
         assert_ne!(one.key, ca.key);
-        assert_eq!(node_name(cluster, NodeId(1)), "node-1.0000000000000abc.biha");
+        let tls =
+            TlsConfig::from_pem(ca.certificate.as_bytes(), one.certificate.as_bytes(), one.key.as_bytes());
+        let tls = tls.expect("the control channel takes them");
+        assert!(tls.check_name(cluster, NodeId(1)).is_ok());
+        assert!(tls.check_name(cluster, NodeId(2)).is_err());
+        assert!(tls.check_name(ClusterId(1), NodeId(1)).is_err());
     }
 
     #[test]

@@ -52,7 +52,10 @@ impl Findings {
 /// Who runs this.
 pub fn user(findings: &mut Findings) {
     if rustix::process::geteuid().is_root() {
-        findings.error("cannot be run as root", "Run it as the owner of the data directory, for example with runuser.");
+        findings.error(
+            "cannot be run as root",
+            "Run it as the owner of the data directory, for example with runuser.",
+        );
     }
 }
 
@@ -66,7 +69,11 @@ pub fn tools(findings: &mut Findings, tools: &Tools, missing: &[PathBuf]) {
     }
     for file in missing {
         findings.error(
-            format!("biha is not installed for PostgreSQL {}: \"{}\" does not exist", tools.version, file.display()),
+            format!(
+                "biha is not installed for PostgreSQL {}: \"{}\" does not exist",
+                tools.version,
+                file.display()
+            ),
             "Install biha for this version, or name the right installation with --bindir.",
         );
     }
@@ -84,7 +91,9 @@ pub fn new_directory(findings: &mut Findings, dir: &DataDir) {
             format!("\"{path}\" holds a PostgreSQL {version} server"),
             "To use it, say --convert (init) or --convert-standby (add).",
         ),
-        Content::Other => findings.error(format!("directory \"{path}\" is not empty"), "Empty it, or name another."),
+        Content::Other => {
+            findings.error(format!("directory \"{path}\" is not empty"), "Empty it, or name another.")
+        }
     }
     owner(findings, dir);
 }
@@ -137,7 +146,10 @@ fn owner(findings: &mut Findings, dir: &DataDir) {
 /// The two ports of a node.
 pub fn ports(findings: &mut Findings, port: u16, biha_port: u16, running: bool) {
     if port == biha_port {
-        findings.error(format!("server and control channel cannot share port {port}"), "Choose another --biha-port.");
+        findings.error(
+            format!("server and control channel cannot share port {port}"),
+            "Choose another --biha-port.",
+        );
     }
     let mut wanted = vec![(biha_port, "--biha-port")];
     if !running {
@@ -162,7 +174,10 @@ fn is_free(port: u16) -> bool {
 /// Where the other nodes reach this one.
 pub fn host(findings: &mut Findings, host: &str) {
     if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == ',' || c == '/') {
-        findings.error(format!("\"{host}\" is not a host name or address"), "Give one name or address with --host.");
+        findings.error(
+            format!("\"{host}\" is not a host name or address"),
+            "Give one name or address with --host.",
+        );
     } else if host == "localhost" || host.starts_with("127.") || host == "::1" {
         findings.warn(format!("nodes on other machines cannot reach \"{host}\""), "");
     }
@@ -257,7 +272,10 @@ mod tests {
     fn ports_must_be_free_and_two() {
         let taken = TcpListener::bind(("127.0.0.1", 0)).expect("bound");
         let port = taken.local_addr().expect("address").port();
-        assert_eq!(texts(|f| ports(f, port, 1, true)).iter().filter(|t| t.contains(&port.to_string())).count(), 0);
+        assert_eq!(
+            texts(|f| ports(f, port, 1, true)).iter().filter(|t| t.contains(&port.to_string())).count(),
+            0
+        );
         assert!(texts(|f| ports(f, port, 1, false)).contains(&format!("port {port} is in use")));
         assert!(texts(|f| ports(f, port, port, true)).iter().any(|t| t.contains("share")));
     }

@@ -167,7 +167,13 @@ pub struct Add {
     #[arg(long, requires = "convert_standby", conflicts_with = "start")]
     pub no_restart: bool,
     /// Further options for pg_basebackup, as in a shell (for example --tablespace-mapping=A=B).
-    #[arg(short = 'O', long, value_name = "OPTIONS", allow_hyphen_values = true, conflicts_with = "convert_standby")]
+    #[arg(
+        short = 'O',
+        long,
+        value_name = "OPTIONS",
+        allow_hyphen_values = true,
+        conflicts_with = "convert_standby"
+    )]
     pub backup_options: Option<String>,
 }
 
@@ -284,8 +290,23 @@ mod tests {
     #[test]
     fn biha_options_are_understood() {
         let cli = Cli::try_parse_from([
-            "bihactl", "init", "-I", "2", "-D", "/d", "--host", "h", "--port", "5", "--biha-port=6", "--nquorum=2",
-            "--minnodes=2", "--sync-standbys=1", "--sync-standbys-min=-1", "-o", "-E UTF8",
+            "bihactl",
+            "init",
+            "-I",
+            "2",
+            "-D",
+            "/d",
+            "--host",
+            "h",
+            "--port",
+            "5",
+            "--biha-port=6",
+            "--nquorum=2",
+            "--minnodes=2",
+            "--sync-standbys=1",
+            "--sync-standbys-min=-1",
+            "-o",
+            "-E UTF8",
         ])
         .expect("parses");
         let Command::Init(init) = cli.command else { panic!("not init") };

@@ -75,7 +75,8 @@ impl DataDir {
         } else {
             rustix::fs::access(holder, rustix::fs::Access::WRITE_OK).is_ok()
         };
-        let entries = |name: &str| fs::read_dir(path.join(name)).is_ok_and(|mut entries| entries.next().is_some());
+        let entries =
+            |name: &str| fs::read_dir(path.join(name)).is_ok_and(|mut entries| entries.next().is_some());
         Ok(DataDir {
             content,
             own,
@@ -146,9 +147,8 @@ pub fn control(tools: &Tools, pgdata: &Path) -> Result<Control> {
 }
 
 fn parse_control(text: &str) -> Option<Control> {
-    let field = |name: &str| {
-        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
-    };
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim));
     Some(Control {
         system_identifier: field("Database system identifier")?.parse().ok()?,
         state: field("Database cluster state")?.to_owned(),

@@ -96,8 +96,11 @@ struct Words<'a>(&'a [String]);
 
 impl fmt::Display for Words<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<_> =
-            self.0.iter().map(|w| shlex::try_quote(w).map_or_else(|_| w.clone(), |q| q.into_owned())).collect();
+        let words: Vec<_> = self
+            .0
+            .iter()
+            .map(|w| shlex::try_quote(w).map_or_else(|_| w.clone(), |q| q.into_owned()))
+            .collect();
         f.write_str(&words.join(" "))
     }
 }
@@ -246,7 +249,10 @@ mod tests {
             hba_file: "/etc/x/pg_hba.conf".into(),
             id: 3,
         };
-        assert_eq!(Step::InsertInclude.describe(&names), "including biha's settings: \"/etc/x/postgresql.conf\"");
+        assert_eq!(
+            Step::InsertInclude.describe(&names),
+            "including biha's settings: \"/etc/x/postgresql.conf\""
+        );
         let initdb = Step::Initdb(vec!["-D".into(), "/a b".into()]);
         assert_eq!(initdb.describe(&names), "making a new PostgreSQL cluster: initdb -D '/a b'");
     }

@@ -132,7 +132,7 @@ pub fn json(view: &ClusterView) -> Value {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A member for tests.
@@ -200,6 +200,9 @@ leader 1, term 7, nquorum 2, minnodes 2; not lossless: asynchronous";
     #[test]
     fn sizes_and_times_are_short() {
         assert_eq!((bytes(0), bytes(1023), bytes(5 << 30)), ("0 B".into(), "1023 B".into(), "5.0 GB".into()));
-        assert_eq!((time(12.4), time(1500.0), time(600_000.0)), ("12 ms".into(), "1.5 s".into(), "10 min".into()));
+        assert_eq!(
+            (time(12.4), time(1500.0), time(600_000.0)),
+            ("12 ms".into(), "1.5 s".into(), "10 min".into())
+        );
     }
 }

@@ -37,7 +37,9 @@ impl Tools {
             return Ok(found.swap_remove(known));
         }
         match version {
-            Some(version) => bail!("could not find the programs of PostgreSQL {version}; say where with --bindir"),
+            Some(version) => {
+                bail!("could not find the programs of PostgreSQL {version}; say where with --bindir")
+            }
             None => bail!("could not find PostgreSQL's programs; say where with --bindir"),
         }
     }
@@ -120,7 +122,8 @@ pub enum Show {
 
 /// Runs a program to its end; its standard output. A signal to bihactl ends it.
 pub fn run(command: &mut Command, show: Show) -> Result<String> {
-    let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name =
+        Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut out = tempfile::tempfile()?;
     let mut err = tempfile::tempfile()?;
     command.stdout(out.try_clone()?);

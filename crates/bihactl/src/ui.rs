@@ -18,7 +18,8 @@ pub fn warn(text: &str, hint: &str) {
 /// Prints a result. A closed pipe is no error: nobody wants the rest.
 pub fn result(text: &str) {
     let mut out = io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).is_err() {
+    if out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).is_err()
+    {
         crate::interrupt::request();
     }
 }

@@ -82,7 +82,7 @@ fn prepared(
     };
     let result = thread::scope(|scope| scope.spawn(work).join());
     match result {
-        Ok(Ok(figures)) => eprintln!("{name}: {figures} ({:.1} s)", started.elapsed().as_secs_f64()),
+        Ok(Ok(figures)) => eprintln!("{name}: {figures} [{:.1} s]", started.elapsed().as_secs_f64()),
         Ok(Err(error)) => panic!("{name}: {error:#}"),
         Err(panic) => std::panic::resume_unwind(panic),
     }

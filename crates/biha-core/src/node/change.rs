@@ -16,6 +16,8 @@ const REQUEST_TIMEOUT: Millis = 15_000;
 const CHANGE_TIMEOUT: Millis = 10_000;
 /// A joining node this near to the leader's position has caught up, in bytes of WAL.
 const CAUGHT_UP: u64 = 16 * 1024 * 1024;
+/// Most requests that wait for an outcome elsewhere.
+const MAX_WAITING: usize = 64;
 /// Most members of a cluster.
 pub const MAX_MEMBERS: usize = 64;
 
@@ -61,6 +63,10 @@ impl Node {
             self.reply(request, Err(CommandError::NoLeader));
             return;
         };
+        if self.waiting.len() >= MAX_WAITING {
+            self.reply(request, Err(CommandError::Busy));
+            return;
+        }
         self.send(leader, Message::Forward { request, command: command.clone() });
         let deadline = self.now + REQUEST_TIMEOUT;
         self.waiting.push(Waiting { request, deadline, new_leader: None, command });
@@ -188,7 +194,10 @@ impl Node {
             return Err(invalid(format!("a cluster has at most {MAX_MEMBERS} members"), ""));
         }
         let mut config = self.config.clone();
-        config.members.insert(id, Member { joining: true, ..member });
+        let mut admitted = self.config.clone();
+        config.members.insert(id, Member { joining: true, ..member.clone() });
+        admitted.members.insert(id, Member { joining: false, ..member });
+        self.check_majority(&admitted)?;
         Ok(config)
     }
 
@@ -227,7 +236,20 @@ impl Node {
             ));
         }
         check_counts(&config)?;
+        self.check_majority(&config)?;
         Ok(config)
+    }
+
+    /// More voters must not turn an explicit nquorum into one that elects two leaders.
+    fn check_majority(&self, new: &ClusterConfig) -> Result<(), CommandError> {
+        if self.config.two_leaders_possible() || !new.two_leaders_possible() {
+            return Ok(());
+        }
+        let (nquorum, voters) = (new.nquorum(), new.voters().count());
+        Err(invalid(
+            format!("nquorum {nquorum} is not a majority of {voters} voters: two leaders would be possible"),
+            "Raise nquorum first, with biha.set_nquorum.",
+        ))
     }
 
     fn with_settings(&self, changes: &[Setting]) -> Result<ClusterConfig, CommandError> {

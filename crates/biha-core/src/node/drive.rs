@@ -3,7 +3,7 @@
 use crate::event::EventKind;
 use crate::hardstate::{NodeErrorKind, PromotionIntent};
 use crate::step::{Order, OrderId, OrderResult, Output};
-use crate::{Position, Term};
+use crate::{Position, Timeline};
 
 use super::{Node, Outstanding, Role, Wal};
 
@@ -41,6 +41,10 @@ impl Node {
             return Some(Order::Restart { rewind: None, drain: false });
         }
         if self.wal == Wal::Unknown {
+            return Some(Order::StopReceiving);
+        }
+        // A node never again streams from a leader of a lower term.
+        if matches!(self.wal, Wal::Receiving { term, .. } if term < self.hard.term) {
             return Some(Order::StopReceiving);
         }
         let receiving = matches!(self.wal, Wal::Receiving { .. });
@@ -91,7 +95,7 @@ impl Node {
                 Order::StopReceiving | Order::AwaitEnd { .. },
                 OrderResult::Stopped { position, complete, max_timeline },
             ) => {
-                self.stopped(position, complete, Term(max_timeline));
+                self.stopped(position, complete, max_timeline);
             }
             (Order::Promote { .. }, OrderResult::Promoted { history }) => self.promoted(history),
             (Order::Promote { .. }, OrderResult::Failed(text)) => self.promotion_failed(&text),
@@ -113,20 +117,29 @@ impl Node {
                 self.cancel_handover(text);
             }
         }
+        if matches!(order, Order::Follow { .. })
+            && let Wal::Receiving { since, moved, .. } = &mut self.wal
+        {
+            // Nobody knows what is received now: stop, and begin again.
+            (*since, *moved) = (0, 0);
+        }
         self.no_order_before = self.now + RETRY_AFTER_FAILURE;
     }
 
     /// Nothing is received any more, and the end of the WAL is known.
-    fn stopped(&mut self, position: Position, complete: bool, max_timeline: Term) {
+    fn stopped(&mut self, position: Position, complete: bool, max_timeline: Timeline) {
         let first = self.wal == Wal::Unknown;
         self.wal = Wal::Stopped { position };
-        self.known = self.known.max(max_timeline);
+        self.know_timeline(max_timeline.max(position.timeline));
         if first
             && let Some(bound) = self.hard.lower_bound
             && position < bound
         {
             let text = format!("the WAL ends at {position}, but this node had flushed {bound}");
             self.fail(NodeErrorKind::WalShorter, text);
+        }
+        if first && matches!(self.role, Role::Follower(_)) {
+            self.stand_if_leaderless();
         }
         let ended = self.heard.as_ref().is_some_and(|h| {
             h.dead.is_some_and(|d| d.clean) || h.beat.handover.target == Some(self.hard.node)

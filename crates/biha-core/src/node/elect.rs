@@ -74,7 +74,9 @@ impl Node {
     /// Plans a candidacy for the case that no leader is heard.
     pub(super) fn stand_if_leaderless(&mut self) {
         let stand = match (&self.heard, self.led) {
-            (Some(heard), _) if heard.dead.is_some() => return,
+            (Some(heard), _) if heard.dead.is_some() => {
+                Stand { at: self.now + self.election_wait(), cause: Cause::Death }
+            }
             (Some(heard), _) => {
                 let wal = match self.wal {
                     // WAL that still arrives is a sign of life, but not for ever.
@@ -93,7 +95,7 @@ impl Node {
     }
 
     /// How long one round of voting may take before the next is tried, in ms.
-    fn election_wait(&self) -> Millis {
+    pub(super) fn election_wait(&self) -> Millis {
         2 * Millis::from(self.config.settings.heartbeat_send_period).max(100)
     }
 
@@ -176,6 +178,7 @@ impl Node {
             && self.position().is_some()
             && self.now >= self.silent_until
             && (exempt || self.promised_for().is_none())
+            && !self.server.production
             && !self.stopping
             && !self.restarting
     }
@@ -247,7 +250,10 @@ impl Node {
         if candidate.phase != Phase::PreVote || reply.term != candidate.term {
             return;
         }
-        candidate.answered.insert(from);
+        // Whoever cannot vote yet may still turn out to hold the most.
+        if !matches!(reply.refusal, Some(Refusal::NotReady | Refusal::Silent(_))) {
+            candidate.answered.insert(from);
+        }
         match reply.refusal {
             None => {
                 candidate.granted.insert(from);

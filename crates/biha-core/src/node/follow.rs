@@ -30,12 +30,23 @@ impl Node {
         }
         self.see_term(term);
         if matches!(self.role, Role::Leader(_)) {
-            return;
+            // Only an nquorum that is no majority elects two in one term: the higher number gives way.
+            if from > self.hard.node {
+                return;
+            }
+            self.gate(0);
+            self.note(EventKind::Demoted, &format!("node {from} leads the same term"), Vec::new());
+            self.become_follower();
         }
         self.know_leader(from, incarnation, beat);
     }
 
     fn know_leader(&mut self, from: NodeId, incarnation: Incarnation, beat: Heartbeat) {
+        // A late one must bring back neither a promise that was shortened nor a hand-over that was cancelled.
+        let late = |h: &Heard| h.id == from && h.incarnation == incarnation && beat.seq <= h.beat.seq;
+        if self.heard.as_ref().is_some_and(late) {
+            return;
+        }
         if beat.promise > self.hard.longest_promise {
             self.hard.longest_promise = beat.promise;
             self.persist();
@@ -47,12 +58,14 @@ impl Node {
             peer.config = beat.config;
         }
         self.learn_from(&beat);
+        self.know_timeline(beat.history.last().map_or(0, |e| e.timeline));
         self.acknowledge(from, incarnation, &beat);
         let handover = (beat.handover.target == Some(self.hard.node)).then_some(beat.handover.number);
         self.led = true;
         self.heard = Some(Heard { id: from, incarnation, at: self.now, beat, dead: None });
-        if matches!(self.role, Role::Candidate(_)) {
-            self.become_follower();
+        match &mut self.role {
+            Role::Follower(follower) => follower.yielded = false,
+            _ => self.become_follower(),
         }
         if handover.is_none() {
             self.stand_if_leaderless();
@@ -149,7 +162,8 @@ impl Node {
             candidate.retry = now;
             return;
         }
-        let wait = match (clean, chosen) {
+        let receiving = matches!(self.wal, Wal::Receiving { .. });
+        let wait = match (clean && receiving, chosen) {
             // The stream's end brings the candidacy forward (`stream_ended`).
             (true, None) => self.timeout(),
             (true, Some(chosen)) if chosen == self.hard.node => self.timeout(),

@@ -89,6 +89,11 @@ impl Node {
     pub(super) fn handover_prepared(&mut self) {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
+        let Some(handing) = leader.handing_over else { return };
+        if !leader.is_open() || leader.ack(handing.target).is_none_or(|a| !a.streaming) {
+            self.cancel_handover("the target does not stream any more, or the leader was fenced");
+            return;
+        }
         let Some(handing) = &mut leader.handing_over else { return };
         handing.phase = HandoverPhase::Announced;
         handing.since = now;
@@ -136,7 +141,11 @@ impl Node {
             leader.forget_all();
             self.gate(0);
         }
-        self.finish(handing.origin, Err(CommandError::Failed(format!("the switchover was given up: {why}"))));
+        // A user of this very node was told when the hand-over was under way.
+        if handing.phase != HandoverPhase::Leaving || handing.origin.node != self.hard.node {
+            let text = format!("the switchover was given up: {why}");
+            self.finish(handing.origin, Err(CommandError::Failed(text)));
+        }
         self.renew();
         self.beat_now();
     }

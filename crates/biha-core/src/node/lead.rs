@@ -10,7 +10,7 @@ use crate::step::{Order, Output};
 use crate::{Millis, NodeId, Term, Timeline};
 
 use super::change::Change;
-use super::elect::Cause;
+use super::elect::{Cause, Stand};
 use super::handover::{HandingOver, HandoverPhase};
 use super::{Node, Role, prune};
 
@@ -240,12 +240,11 @@ impl Node {
             streaming: ack.streaming,
             version: ack.config,
         };
-        let old = leader.acks.insert(from, new);
-        if let (Some(old), Some(entry)) = (old, leader.acks.get_mut(&from))
-            && old.sent > entry.sent
-        {
-            (entry.sent, entry.promise) = (old.sent, old.promise);
+        // A late acknowledgement says nothing new.
+        if leader.acks.get(&from).is_some_and(|old| old.sent > new.sent) {
+            return;
         }
+        leader.acks.insert(from, new);
         self.push_config(from, ack.config);
         self.renew();
         self.handover_acknowledged();
@@ -346,6 +345,11 @@ impl Node {
         let now = self.now;
         let me = self.hard.node;
         let Role::Leader(leader) = &mut self.role else { return };
+        if history.last().is_none_or(|e| e.timeline != leader.term.0) {
+            // Nothing may be written on a timeline whose number is not this term's.
+            self.promotion_failed("the server opened another timeline than ordered");
+            return;
+        }
         leader.steps.push(Step { name: "promote".to_owned(), ms: now - leader.since });
         leader.since = now;
         leader.history = history;
@@ -355,6 +359,7 @@ impl Node {
         self.server.production = true;
         self.renew();
         self.hard.promotion = None;
+        self.know_timeline(term.0);
         if let Some((timeline, fork)) = last {
             self.hard.timelines.insert(timeline, TimelineEntry { term, leader: me, fork });
             prune(&mut self.hard.timelines);
@@ -366,5 +371,8 @@ impl Node {
     pub(super) fn promotion_failed(&mut self, text: &str) {
         self.note(EventKind::Demoted, &format!("the promotion failed: {text}"), Vec::new());
         self.become_follower();
+        // The others' turn comes first: whatever failed here may fail again.
+        let at = self.now + 2 * self.timeout();
+        self.stand_at(Stand { at, cause: Cause::Timeout });
     }
 }

@@ -20,21 +20,23 @@ mod elect;
 mod follow;
 mod handover;
 mod lead;
+mod peers;
 mod view;
 mod vote;
 
 use std::collections::BTreeMap;
 
 use crate::command::{CommandError, CommandResult, RequestId};
-use crate::config::{ClusterConfig, ConfigVersion, Mode};
+use crate::config::{ClusterConfig, Mode};
 use crate::event::{Event, EventKind, Step};
 use crate::hardstate::{HardState, NodeError, NodeErrorKind, RewindState};
-use crate::message::{Envelope, Goodbye, Heartbeat, Hello, Message, NodeState};
-use crate::step::{Disconnect, Input, Order, OrderId, Output, ServerStatus};
+use crate::message::{Envelope, Goodbye, Heartbeat, Message};
+use crate::step::{Input, Order, OrderId, Output, ServerStatus};
 use crate::{Incarnation, Millis, NodeId, Position, Term, Timeline};
 
 use elect::{Candidate, Stand};
 use lead::Leader;
+use peers::Peer;
 pub use view::{MemberView, View};
 
 /// This node's own settings, which need not be the same on all nodes.
@@ -66,6 +68,8 @@ pub struct Node {
     silent_until: Millis,
     /// Highest term or timeline number seen anywhere.
     known: Term,
+    /// Highest timeline number known to be in use.
+    timeline: Timeline,
     peers: BTreeMap<NodeId, Peer>,
     order: Option<Outstanding>,
     next_order: OrderId,
@@ -91,6 +95,8 @@ struct Follower {
     stand: Option<Stand>,
     /// A vote that will be given once the receiver has stopped.
     pending_vote: Option<(NodeId, crate::VoteRequest)>,
+    /// Has put its own candidacy off for one that it would vote for; once per lost leader.
+    yielded: bool,
 }
 
 /// What is known of the WAL on this node's disk.
@@ -132,16 +138,6 @@ struct Sticky {
 }
 
 #[derive(Debug)]
-struct Peer {
-    incarnation: Incarnation,
-    heard: Option<Millis>,
-    state: NodeState,
-    position: Option<Position>,
-    config: ConfigVersion,
-    closed: bool,
-}
-
-#[derive(Debug)]
 struct Outstanding {
     id: OrderId,
     order: Order,
@@ -159,7 +155,8 @@ impl Node {
         rewound: Option<Result<(), String>>,
     ) -> (Node, Vec<Output>) {
         let silent_until = if hard.longest_promise > 0 { now + hard.longest_promise } else { now };
-        let known = hard.timelines.keys().next_back().map_or(hard.term, |t| hard.term.max(Term(*t)));
+        let timeline = hard.timelines.keys().next_back().copied().unwrap_or(0);
+        let known = hard.term.max(Term(timeline));
         let mut node = Node {
             now,
             started: now,
@@ -174,6 +171,7 @@ impl Node {
             led: false,
             silent_until,
             known,
+            timeline,
             peers: BTreeMap::new(),
             order: None,
             next_order: 1,
@@ -186,9 +184,9 @@ impl Node {
         };
         node.hard.incarnation.0 += 1;
         node.hard.promotion = None;
+        node.gate(0);
         node.take_rewind_result(rewound);
         node.persist();
-        node.gate(0);
         node.note(EventKind::Started, "the controller started", Vec::new());
         node.stand_if_leaderless();
         let outputs = std::mem::take(&mut node.outputs);
@@ -268,113 +266,6 @@ impl Node {
         role.min(requests).min(order).max(self.now + 1)
     }
 
-    fn on_message(&mut self, envelope: Envelope) {
-        let Envelope { cluster, from, to, incarnation, term, message } = envelope;
-        if cluster != self.hard.cluster || to != self.hard.node || from == self.hard.node {
-            return;
-        }
-        if !self.met(from, incarnation) {
-            return;
-        }
-        let heard_before = self.config.members.contains_key(&from);
-        match message {
-            Message::Heartbeat(beat) => self.on_heartbeat(from, incarnation, term, *beat),
-            Message::Config(config) => self.on_config(from, *config),
-            // A term from outside the newest configuration changes nothing.
-            _ if !heard_before => {}
-            Message::Hello(hello) => self.on_hello(from, term, &hello),
-            Message::HeartbeatAck(ack) => self.on_ack(from, term, &ack),
-            Message::PreVote(request) => self.on_pre_vote(from, &request),
-            Message::PreVoteReply(reply) => self.on_pre_vote_reply(from, term, &reply),
-            Message::Vote(request) => self.on_vote(from, request),
-            Message::VoteReply(reply) => self.on_vote_reply(from, term, &reply),
-            Message::Goodbye(goodbye) => self.on_goodbye(from, goodbye),
-            Message::Forward { request, command } => self.on_forward(from, request, command),
-            Message::ForwardReply { request, result } => self.on_forward_reply(request, result),
-            Message::Event(record) => self.outputs.push(Output::Remember(record)),
-        }
-    }
-
-    /// Notes the sender's incarnation; false for one that is already known to be dead.
-    fn met(&mut self, from: NodeId, incarnation: Incarnation) -> bool {
-        let now = self.now;
-        let peer = self.peers.entry(from).or_default();
-        if incarnation < peer.incarnation {
-            return false;
-        }
-        peer.heard = Some(now);
-        peer.closed = false;
-        if incarnation > peer.incarnation {
-            peer.incarnation = incarnation;
-            self.former_life_ended(from, incarnation);
-        }
-        true
-    }
-
-    /// A newer incarnation is authenticated proof that the older one is dead and its gate shut.
-    fn former_life_ended(&mut self, from: NodeId, incarnation: Incarnation) {
-        if self.sticky.is_some_and(|s| s.leader == from && s.incarnation < incarnation) {
-            self.sticky = None;
-        }
-        if self.heard.as_ref().is_some_and(|h| h.id == from && h.incarnation < incarnation) {
-            self.leader_died(false, "its controller was started anew");
-        }
-        if let Role::Leader(leader) = &mut self.role {
-            leader.forget(from);
-        }
-    }
-
-    fn on_hello(&mut self, from: NodeId, term: Term, hello: &Hello) {
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.state = hello.state;
-            peer.config = hello.config;
-        }
-        self.see_term(term);
-        self.push_config(from, hello.config);
-        if matches!(self.role, Role::Leader(_)) {
-            self.beat_now();
-        }
-    }
-
-    fn on_goodbye(&mut self, from: NodeId, goodbye: Goodbye) {
-        let clean = goodbye == Goodbye::CleanStop;
-        let incarnation = self.peers.get(&from).map(|p| p.incarnation);
-        if self.sticky.is_some_and(|s| s.leader == from && Some(s.incarnation) == incarnation) {
-            self.sticky = None;
-        }
-        if self.heard.as_ref().is_some_and(|h| h.id == from && Some(h.incarnation) == incarnation) {
-            let why = match goodbye {
-                Goodbye::PostmasterDied => "its postmaster died",
-                Goodbye::CleanStop => "it is being stopped",
-                Goodbye::Fault => "its controller gave up",
-            };
-            self.leader_died(clean, why);
-        }
-        if let Role::Leader(leader) = &mut self.role {
-            leader.forget(from);
-        }
-        if let Some(peer) = self.peers.get_mut(&from) {
-            peer.state = NodeState::Unknown;
-        }
-    }
-
-    fn on_disconnected(&mut self, from: NodeId, how: Disconnect) {
-        let Some(peer) = self.peers.get_mut(&from) else { return };
-        let refused_after_end = peer.closed && how == Disconnect::Refused;
-        peer.closed = true;
-        if let Role::Leader(leader) = &mut self.role {
-            leader.forget(from);
-        }
-        if refused_after_end && self.options.trust_refused {
-            if self.sticky.is_some_and(|s| s.leader == from) {
-                self.sticky = None;
-            }
-            if self.heard.as_ref().is_some_and(|h| h.id == from) {
-                self.leader_died(false, "its host refuses connections");
-            }
-        }
-    }
-
     fn on_server(&mut self, status: ServerStatus) {
         self.server = status;
         let now = self.now;
@@ -409,7 +300,11 @@ impl Node {
         self.hard.voted_for = None;
         self.heard = None;
         self.persist();
-        self.become_follower();
+        match &self.role {
+            // A vote that waits for the receiver's end may be for this very term.
+            Role::Follower(f) if f.pending_vote.as_ref().is_some_and(|(_, r)| r.term >= term) => {}
+            _ => self.become_follower(),
+        }
     }
 
     fn become_follower(&mut self) {
@@ -442,6 +337,12 @@ impl Node {
 
     fn gate(&mut self, until: Millis) {
         self.outputs.push(Output::Gate(until));
+    }
+
+    /// Timelines up to this number are in use.
+    fn know_timeline(&mut self, timeline: Timeline) {
+        self.timeline = self.timeline.max(timeline);
+        self.known = self.known.max(Term(timeline));
     }
 
     fn me(&self) -> Option<&crate::Member> {
@@ -503,18 +404,6 @@ impl Node {
         })));
     }
 
-    /// Words for every new connection to a peer.
-    pub fn hello(&self, to: NodeId) -> Envelope {
-        Envelope {
-            cluster: self.hard.cluster,
-            from: self.hard.node,
-            to,
-            incarnation: self.hard.incarnation,
-            term: self.hard.term,
-            message: Message::Hello(Hello { config: self.config.version, state: self.state() }),
-        }
-    }
-
     fn take_rewind_result(&mut self, rewound: Option<Result<(), String>>) {
         match (self.hard.rewind, rewound) {
             (_, Some(Ok(()))) => {
@@ -540,19 +429,6 @@ impl Node {
     /// Does this node take part with a WAL of its own?
     fn has_wal(&self) -> bool {
         self.me().is_none_or(|m| m.mode != Mode::Referee)
-    }
-}
-
-impl Default for Peer {
-    fn default() -> Self {
-        Peer {
-            incarnation: Incarnation(0),
-            heard: None,
-            state: NodeState::Unknown,
-            position: None,
-            config: ConfigVersion::default(),
-            closed: true,
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::config::Mode;
 use crate::hardstate::RewindState;
 use crate::message::{Message, Refusal, VoteReply, VoteRequest};
-use crate::{Millis, NodeId};
+use crate::{Millis, NodeId, Term};
 
 use super::elect::{Cause, Stand};
 use super::{Node, Role, Wal};
@@ -33,7 +33,7 @@ impl Node {
         if request.term == self.hard.term && self.hard.voted_for.is_some() {
             return Some(Refusal::AlreadyVoted);
         }
-        if request.term <= self.known {
+        if request.term <= self.known && !self.undecided(request.term) {
             return Some(Refusal::TermTooLow);
         }
         if !self.ready() {
@@ -50,6 +50,14 @@ impl Node {
             }
         }
         None
+    }
+
+    /// The own term, in which this node has not voted, and whose number no timeline has.
+    fn undecided(&self, term: Term) -> bool {
+        term == self.hard.term
+            && self.hard.voted_for.is_none()
+            && term == self.known
+            && Term(self.timeline) < term
     }
 
     /// How long this node is still bound not to vote or stand, in ms.
@@ -77,6 +85,20 @@ impl Node {
             .refusal(from, request)
             .or_else(|| self.outranks(from, request.position).then_some(Refusal::Outranked));
         self.answer(from, request, refusal, true);
+        if refusal.is_none() {
+            self.yield_once();
+        }
+    }
+
+    /// Gives a candidate that this node would vote for the time to be elected, before it stands itself.
+    fn yield_once(&mut self) {
+        let at = self.now + self.election_wait() + self.turn();
+        if let Role::Follower(follower) = &mut self.role
+            && !std::mem::replace(&mut follower.yielded, true)
+            && let Some(stand) = &mut follower.stand
+        {
+            stand.at = stand.at.max(at);
+        }
     }
 
     pub(super) fn on_vote(&mut self, from: NodeId, request: VoteRequest) {
@@ -88,6 +110,9 @@ impl Node {
             // Somebody stands ahead of this node, with a term as high and WAL as good.
             self.become_follower();
         }
+        // Its own turn comes only if nothing comes of this candidate.
+        let at = self.now + self.timeout() / 2 + self.turn();
+        self.stand_at(Stand { at, cause: Cause::Timeout });
         let Role::Follower(follower) = &mut self.role else { return };
         let newer = follower.pending_vote.as_ref().is_none_or(|(_, r)| r.term <= request.term);
         if newer {
@@ -115,8 +140,6 @@ impl Node {
                 self.hard.lower_bound = Some(position);
             }
             self.persist();
-            let at = self.now + self.timeout() / 2 + self.turn();
-            self.stand_at(Stand { at, cause: Cause::Timeout });
         }
         self.answer(from, &request, refusal, false);
     }

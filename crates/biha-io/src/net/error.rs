@@ -29,7 +29,9 @@ pub enum LinkError {
     NotForUs(NodeId),
     /// Its incarnation is not the one it had, or below one already seen: two servers with one identity, or an
     /// old copy.
-    #[error("incarnation {found} of node {node} where {known} is known: an old copy of the node, or a second one")]
+    #[error(
+        "incarnation {found} of node {node} where {known} is known: an old copy of the node, or a second one"
+    )]
     OldIncarnation {
         /// The node.
         node: NodeId,

@@ -178,8 +178,10 @@ impl Network {
         for token in &tokens {
             self.drain_queue(*token);
         }
-        for link in self.links.values_mut() {
-            link.shut();
+        // What this node said must arrive before its end is seen anywhere.
+        for side_out in [true, false] {
+            let links = self.links.values_mut().filter(|link| (link.side != Side::In) == side_out);
+            links.for_each(Link::shut);
         }
         self.links.clear();
         self.peers.clear();
@@ -275,7 +277,8 @@ impl Network {
 
     /// A node that is no member is remembered only as long as it is connected.
     fn forget_stranger(&mut self, id: NodeId) {
-        let stranger = |peer: &Peer| peer.target().is_none() && peer.incoming.is_none() && peer.out == Out::Idle;
+        let stranger =
+            |peer: &Peer| peer.target().is_none() && peer.incoming.is_none() && peer.out == Out::Idle;
         if self.peers.get(&id).is_some_and(stranger) {
             self.peers.remove(&id);
         }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use biha_core::{Incarnation, Millis, NodeId};
 
 use super::queue::SendQueue;
-use super::{LinkError, Limits};
+use super::{Limits, LinkError};
 
 /// The outgoing connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,9 +28,10 @@ impl Kind {
             | Message::Vote(_)
             | Message::VoteReply(_)
             | Message::Goodbye(_) => Kind::Vital,
-            Message::Config(_) | Message::Forward { .. } | Message::ForwardReply { .. } | Message::Event(_) => {
-                Kind::Plain
-            }
+            Message::Config(_)
+            | Message::Forward { .. }
+            | Message::ForwardReply { .. }
+            | Message::Event(_) => Kind::Plain,
         }
     }
 }

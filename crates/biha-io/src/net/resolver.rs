@@ -8,7 +8,7 @@ use std::sync::mpsc::Sender;
 use mio::Waker;
 
 /// Looks host names up somewhere else than in the caller's thread.
-pub trait Resolver {
+pub trait Resolver: Send {
     /// Starts to look `host` up; the answer goes to `answer`, from any thread. Must not block.
     fn start(&self, host: &str, port: u16, answer: Answer);
 }
@@ -60,14 +60,14 @@ pub struct ThreadResolver<S> {
     spawn: S,
 }
 
-impl<S: Fn(Job) -> io::Result<()>> ThreadResolver<S> {
+impl<S: Fn(Job) -> io::Result<()> + Send> ThreadResolver<S> {
     /// `spawn` runs a job in a new thread.
     pub fn new(spawn: S) -> Self {
         ThreadResolver { spawn }
     }
 }
 
-impl<S: Fn(Job) -> io::Result<()>> Resolver for ThreadResolver<S> {
+impl<S: Fn(Job) -> io::Result<()> + Send> Resolver for ThreadResolver<S> {
     fn start(&self, host: &str, port: u16, answer: Answer) {
         let host = host.to_owned();
         let job = move || answer.give((host.as_str(), port).to_socket_addrs().map(Iterator::collect));

@@ -116,7 +116,11 @@ impl TlsConfig {
         Ok(ServerConnection::new(Arc::clone(&self.server))?.into())
     }
 
-    pub(super) fn connect(&self, cluster: ClusterId, node: NodeId) -> Result<rustls::Connection, rustls::Error> {
+    pub(super) fn connect(
+        &self,
+        cluster: ClusterId,
+        node: NodeId,
+    ) -> Result<rustls::Connection, rustls::Error> {
         let name = ServerName::try_from(certificate_name(cluster, node))
             .map_err(|e| rustls::Error::General(e.to_string()))?;
         Ok(ClientConnection::new(Arc::clone(&self.client), name)?.into())

@@ -101,8 +101,11 @@ impl Network {
     /// Registers a new link and begins with it.
     fn add_link(&mut self, mut link: Link) -> usize {
         let token = self.new_token();
-        let registered =
-            self.poll.registry().register(link.socket(), Token(token), Interest::READABLE | Interest::WRITABLE);
+        let registered = self.poll.registry().register(
+            link.socket(),
+            Token(token),
+            Interest::READABLE | Interest::WRITABLE,
+        );
         if let Err(e) = registered {
             link.end(e.into());
         }
@@ -128,6 +131,12 @@ impl Network {
         self.drain_queue(token);
         let Some(link) = self.links.get_mut(&token) else { return };
         if let Some(why) = link.ended.take() {
+            if let (Side::Out(id), Stage::Active) = (link.side, link.stage)
+                && let Some(incoming) = self.peers.get(&id).and_then(|peer| peer.incoming)
+            {
+                // The peer's last words come before its end.
+                self.drive(incoming);
+            }
             self.end_link(token, why);
         } else if more {
             self.again.insert(token);
@@ -289,12 +298,7 @@ impl Network {
 
     /// A peer has named its incarnation on this link: an older one is refused, and a newer one ends the
     /// connections of the one before.
-    fn see_incarnation(
-        &mut self,
-        id: NodeId,
-        found: Incarnation,
-        on: usize,
-    ) -> Result<(), LinkError> {
+    fn see_incarnation(&mut self, id: NodeId, found: Incarnation, on: usize) -> Result<(), LinkError> {
         let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
         let known = peer.incarnation;
         if found < known {
@@ -363,7 +367,8 @@ impl Network {
     fn dial_due(&mut self) {
         let ids: Vec<NodeId> = self.peers.keys().copied().collect();
         for id in ids {
-            if self.peers.get(&id).is_some_and(|peer| peer.needs_lookup_at().is_some_and(|at| at <= self.now)) {
+            if self.peers.get(&id).is_some_and(|peer| peer.needs_lookup_at().is_some_and(|at| at <= self.now))
+            {
                 self.resolve(id);
             }
             let now = self.now;

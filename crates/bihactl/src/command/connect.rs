@@ -48,7 +48,8 @@ fn from_data_directory(args: &Connect, login: &mut Login) -> Result<()> {
         login.hosts = vec![(host, server.port)];
     } else {
         let text = files::read_text(&pgdata.join(crate::conf::BIHA_CONF_FILE))?;
-        let conf = BihaConf::parse(&text.with_context(|| format!("no server runs in \"{}\"", pgdata.display()))?);
+        let conf =
+            BihaConf::parse(&text.with_context(|| format!("no server runs in \"{}\"", pgdata.display()))?);
         let port = conf.get("port").and_then(|port| port.parse().ok()).unwrap_or(5432);
         login.hosts = vec![("localhost".to_owned(), port)];
     }
@@ -57,7 +58,9 @@ fn from_data_directory(args: &Connect, login: &mut Login) -> Result<()> {
 
 fn ports(text: Option<&str>) -> Result<Vec<u16>> {
     let Some(text) = text else { return Ok(vec![5432]) };
-    text.split(',').map(|port| port.trim().parse().with_context(|| format!("invalid port \"{port}\""))).collect()
+    text.split(',')
+        .map(|port| port.trim().parse().with_context(|| format!("invalid port \"{port}\"")))
+        .collect()
 }
 
 fn hosts(text: Option<&str>, ports: &[u16]) -> Result<Vec<(String, u16)>> {
@@ -122,7 +125,8 @@ mod tests {
     fn the_members_password_is_read_from_the_data_directory() {
         let dir = tempfile::tempdir().expect("directory");
         std::fs::create_dir(dir.path().join("pg_biha")).expect("made");
-        std::fs::write(dir.path().join("pg_biha/pgpass"), "*:*:*:biha_replication_user:secret\n").expect("written");
+        std::fs::write(dir.path().join("pg_biha/pgpass"), "*:*:*:biha_replication_user:secret\n")
+            .expect("written");
         std::fs::write(dir.path().join("postgresql.biha.conf"), "port = '5439'\n").expect("written");
         let args = Connect {
             host: None,

@@ -37,17 +37,14 @@ pub fn run(args: &Init) -> Result<()> {
 }
 
 fn common_settings(findings: &mut Findings, args: &Init) {
-    if args.nquorum.is_some_and(|n| n > 1) {
+    if args.nquorum.is_some_and(|n| n > 1) || args.minnodes.is_some_and(|n| n > 1) {
         findings.warn(
-            "one node cannot give more than one vote: --nquorum is not set now",
-            "The majority of voters is needed until biha.set_nquorum() says otherwise, when all nodes are there.",
+            "one node alone cannot satisfy --nquorum or --minnodes above 1: the majority of voters is used",
+            "That is 2 of 2 and 2 of 3. For other numbers call biha.set_nquorum_and_minnodes() when all are added.",
         );
     }
     if args.sync_standbys_min > i32::try_from(args.sync_standbys).unwrap_or(i32::MAX) {
         findings.error("--sync-standbys-min is larger than --sync-standbys", "");
-    }
-    if args.minnodes.is_some_and(|n| n > 1) {
-        findings.warn("with --minnodes above 1 the first node takes no writes alone", "Add the others.");
     }
     if args.sync_standbys > 0 {
         findings.warn("with --sync-standbys no commit returns before followers are there", "Add them.");
@@ -71,7 +68,7 @@ fn first_config(args: &Init, node: &NodeSpec) -> ClusterConfig {
         members: BTreeMap::from([(NodeId(node.id), member)]),
         settings: Settings {
             nquorum: args.nquorum.filter(|n| *n == 1),
-            minnodes: args.minnodes,
+            minnodes: args.minnodes.filter(|n| *n == 1),
             sync_standbys: args.sync_standbys,
             sync_standbys_min: args.sync_standbys_min,
             ..Settings::default()
@@ -111,10 +108,16 @@ fn fresh(args: &Init, dir: &DataDir, tools: Tools, mut findings: Findings) -> Re
     let options = shared::words(args.options.as_deref())?;
     let user = superuser_name(&options).or(args.username.clone()).unwrap_or_else(os_user);
     let checksums = !options.iter().any(|word| word == "--no-data-checksums");
-    let mut initdb: Vec<String> =
-        ["-D", &dir.path.display().to_string(), "-U", &user, "--auth-local=peer", "--auth-host=scram-sha-256"]
-            .map(str::to_owned)
-            .into();
+    let mut initdb: Vec<String> = [
+        "-D",
+        &dir.path.display().to_string(),
+        "-U",
+        &user,
+        "--auth-local=peer",
+        "--auth-host=scram-sha-256",
+    ]
+    .map(str::to_owned)
+    .into();
     if checksums {
         initdb.push("--data-checksums".to_owned());
     }
@@ -125,7 +128,12 @@ fn fresh(args: &Init, dir: &DataDir, tools: Tools, mut findings: Findings) -> Re
     let layout = Layout { pgdata: dir.path.clone(), config_file: dir.file("postgresql.conf") };
     let conf = first_node(&ServerSettings::default(), checksums, &wanted(args, &node));
     let hba_file = Some(dir.file("pg_hba.conf"));
-    carry_out(args, Target { tools, layout, hba_file, node, conf, superuser, keep_copies: false }, &steps, None)
+    carry_out(
+        args,
+        Target { tools, layout, hba_file, node, conf, superuser, keep_copies: false },
+        &steps,
+        None,
+    )
 }
 
 /// The superuser's name in options of initdb.
@@ -156,7 +164,10 @@ fn convert(args: &Init, dir: &DataDir, tools: Tools, mut findings: Findings) -> 
     let mut findings = Findings::default();
     checks::convert(&mut findings, &facts.settings, &facts.control, facts.standby);
     if !facts.superuser {
-        findings.error(format!("\"{}\" is not a superuser", facts.login.user), "Name one with --username or --conninfo.");
+        findings.error(
+            format!("\"{}\" is not a superuser", facts.login.user),
+            "Name one with --username or --conninfo.",
+        );
     }
     let node = spec(args, args.node.port.unwrap_or(facts.port))?;
     checks::ports(&mut findings, node.port, node.biha_port, dir.running.is_some() && node.port == facts.port);
@@ -165,7 +176,12 @@ fn convert(args: &Init, dir: &DataDir, tools: Tools, mut findings: Findings) -> 
     let steps = plan::convert(dir.running.is_some(), finish);
     let conf = first_node(&facts.settings, facts.control.checksums, &wanted(args, &node));
     let (layout, hba_file, superuser) = (facts.layout, Some(facts.hba_file), facts.login);
-    carry_out(args, Target { tools, layout, hba_file, node, conf, superuser, keep_copies: true }, &steps, by_hand)
+    carry_out(
+        args,
+        Target { tools, layout, hba_file, node, conf, superuser, keep_copies: true },
+        &steps,
+        by_hand,
+    )
 }
 
 /// What is known of a server to be converted.
@@ -182,11 +198,16 @@ struct Facts {
 
 fn running_facts(args: &Init, dir: &DataDir, server: &Running, tools: &Tools) -> Result<Facts> {
     let local = work::local_login(server, args.username.as_deref());
-    let login = args.conninfo.as_ref().map_or(Ok(local.clone()), |conninfo| Login::parse(conninfo, &local))?;
+    let login =
+        args.conninfo.as_ref().map_or(Ok(local.clone()), |conninfo| Login::parse(conninfo, &local))?;
     let mut client = login.connect()?;
-    let directory: String = one(&mut client, "SELECT setting FROM pg_settings WHERE name = 'data_directory'")?;
+    let directory: String =
+        one(&mut client, "SELECT setting FROM pg_settings WHERE name = 'data_directory'")?;
     if std::fs::canonicalize(&directory).ok() != std::fs::canonicalize(&dir.path).ok() {
-        bail!("the server that was connected to has data directory \"{directory}\", not \"{}\"", dir.path.display());
+        bail!(
+            "the server that was connected to has data directory \"{directory}\", not \"{}\"",
+            dir.path.display()
+        );
     }
     let settings = server_settings(&mut client)?;
     let layout = Layout { pgdata: dir.path.clone(), config_file: settings.get("config_file").into() };
@@ -205,7 +226,10 @@ fn running_facts(args: &Init, dir: &DataDir, server: &Running, tools: &Tools) ->
 fn stopped_facts(args: &Init, dir: &DataDir, tools: &Tools) -> Result<Facts> {
     let config_file = work::find_config_file(&dir.path, args.node.config_file.as_deref());
     if !config_file.exists() {
-        bail!("\"{}\" does not exist: say where postgresql.conf is with --config-file", config_file.display());
+        bail!(
+            "\"{}\" does not exist: say where postgresql.conf is with --config-file",
+            config_file.display()
+        );
     }
     let layout = Layout { pgdata: dir.path.clone(), config_file };
     let mut settings = BTreeMap::new();
@@ -275,17 +299,14 @@ fn carry_out(args: &Init, target: Target, steps: &[Step], by_hand: Option<String
         work.show(steps);
         return Ok(());
     }
-    let waits = work.run(steps);
-    if waits.as_ref().is_err_and(|error| !error.is::<work::Kept>()) {
-        return waits;
-    }
+    let late = work.run(steps)?;
     ui::say(&format!("node {} of the new cluster {cluster} is made", args.biha_node_id));
     if !steps.iter().any(|step| matches!(step, Step::Start | Step::Restart)) {
         ui::say(&format!("to start it:    {}", by_hand.unwrap_or(start_command)));
     }
     ui::say("to add a node:  bihactl add -D DIRECTORY -I NUMBER --host HOST --magic-string STRING");
     shared::give_magic(&magic.encode()?, args.magic_file.as_deref())?;
-    waits
+    late.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

@@ -85,7 +85,11 @@ pub fn start_command(tools: &Tools, layout: &Layout, log: &Path) -> String {
         words.extend(["-o".to_owned(), format!("-c config_file={}", layout.config_file.display())]);
     }
     words.push("start".to_owned());
-    words.iter().map(|w| shlex::try_quote(w).map_or_else(|_| w.clone(), |q| q.into_owned())).collect::<Vec<_>>().join(" ")
+    words
+        .iter()
+        .map(|w| shlex::try_quote(w).map_or_else(|_| w.clone(), |q| q.into_owned()))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// Writes the magic string to its file, or prints it.

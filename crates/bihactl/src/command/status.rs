@@ -22,7 +22,11 @@ pub fn run(args: &Status) -> Result<()> {
     let Some(seconds) = args.watch else {
         let view = look(&mut login.connect()?, &login)?;
         ui::result(&text(&view, args.json));
-        return if view.writable() { Ok(()) } else { Err(refused("the cluster has no leader that takes writes")) };
+        return if view.writable() {
+            Ok(())
+        } else {
+            Err(refused("the cluster has no leader that takes writes"))
+        };
     };
     if !(0.05..=86_400.0).contains(&seconds) {
         bail!("the interval of --watch must be between 0.05 and 86400 seconds");

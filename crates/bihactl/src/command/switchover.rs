@@ -91,7 +91,10 @@ fn wait(login: &Login, before: &ClusterView, target: &Node, start: Instant, limi
                 }
                 if view.writable() && view.term > before.term {
                     let id = view.leader.unwrap_or_default();
-                    return Err(refused(format!("node {id} became the leader instead of node {}", target.id)));
+                    return Err(refused(format!(
+                        "node {id} became the leader instead of node {}",
+                        target.id
+                    )));
                 }
                 last = view;
             }
@@ -115,7 +118,8 @@ mod tests {
     use crate::render::tests::node;
 
     fn view() -> ClusterView {
-        let mut nodes = vec![node(1, "LEADER_RW"), node(2, "FOLLOWER"), node(3, "FOLLOWER"), node(4, "FOLLOWER")];
+        let mut nodes =
+            vec![node(1, "LEADER_RW"), node(2, "FOLLOWER"), node(3, "FOLLOWER"), node(4, "FOLLOWER")];
         nodes[1].lag = Some(500);
         nodes[2].lag = Some(10);
         nodes[3].lag = None;

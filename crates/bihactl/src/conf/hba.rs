@@ -68,7 +68,8 @@ mod tests {
 
     #[test]
     fn a_block_without_its_end_takes_nothing_else_with_it() {
-        let text = "# BEGIN biha\nhost replication biha_replication_user all scram-sha-256\nlocal all all peer\n";
+        let text =
+            "# BEGIN biha\nhost replication biha_replication_user all scram-sha-256\nlocal all all peer\n";
         assert_eq!(remove_hba(text), "local all all peer\n");
     }
 }

@@ -59,7 +59,10 @@ mod tests {
             insert_include(text, "/b/postgresql.biha.conf"),
             format!("port = 1\ninclude '/b/postgresql.biha.conf' {MARK}\n")
         );
-        assert_eq!(insert_include("", "x/postgresql.biha.conf"), format!("include 'x/postgresql.biha.conf' {MARK}\n"));
+        assert_eq!(
+            insert_include("", "x/postgresql.biha.conf"),
+            format!("include 'x/postgresql.biha.conf' {MARK}\n")
+        );
     }
 
     #[test]

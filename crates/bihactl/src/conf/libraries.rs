@@ -31,7 +31,10 @@ mod tests {
     #[test]
     fn biha_comes_first_once() {
         assert_eq!(with_biha_first(""), "biha");
-        assert_eq!(with_biha_first("auto_explain,pg_stat_statements"), "biha, auto_explain, pg_stat_statements");
+        assert_eq!(
+            with_biha_first("auto_explain,pg_stat_statements"),
+            "biha, auto_explain, pg_stat_statements"
+        );
         assert_eq!(with_biha_first("a, \"biha\", \"b,c\""), "biha, a, \"b,c\"");
         assert_eq!(with_biha_first("biha"), "biha");
         assert_eq!(without_biha("biha, a"), "a");

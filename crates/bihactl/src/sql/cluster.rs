@@ -98,11 +98,11 @@ pub fn look(client: &mut Client, login: &Login) -> Result<ClusterView> {
     let standby: bool = client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0);
     if !standby {
         fill_lags(&mut view, client)?;
-    } else if let Some(leader) = view.leader() {
-        if let Ok(mut client) = login.at(&leader.host, leader.port).connect() {
-            // It may have just ceased to lead.
-            let _ = fill_lags(&mut view, &mut client);
-        }
+    } else if let Some(leader) = view.leader()
+        && let Ok(mut client) = login.at(&leader.host, leader.port).connect()
+    {
+        // It may have just ceased to lead.
+        let _ = fill_lags(&mut view, &mut client);
     }
     Ok(view)
 }

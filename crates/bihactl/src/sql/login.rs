@@ -44,7 +44,8 @@ impl Login {
             Host::Tcp(name) => name.clone(),
             Host::Unix(path) => path.to_string_lossy().into_owned(),
         };
-        let hosts: Vec<_> = config.get_hosts().iter().enumerate().map(|(n, h)| (name(h), port_of(n))).collect();
+        let hosts: Vec<_> =
+            config.get_hosts().iter().enumerate().map(|(n, h)| (name(h), port_of(n))).collect();
         let password = config.get_password().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
         Ok(Login {
             hosts: if hosts.is_empty() { defaults.hosts.clone() } else { hosts },
@@ -106,7 +107,10 @@ fn with_causes(error: &postgres::Error) -> String {
 pub fn os_user() -> String {
     let uid = rustix::process::geteuid().as_raw().to_string();
     let passwd = files::read_text("/etc/passwd".as_ref()).ok().flatten().unwrap_or_default();
-    let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.get(2) == Some(&uid.as_str()));
+    let entry = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|f| f.get(2) == Some(&uid.as_str()));
     match entry {
         Some(fields) => fields[0].to_owned(),
         None => std::env::var("USER").unwrap_or_else(|_| "postgres".to_owned()),
@@ -118,7 +122,12 @@ mod tests {
     use super::*;
 
     fn defaults() -> Login {
-        Login { hosts: vec![("/run".into(), 5433)], user: "me".into(), dbname: "biha_db".into(), password: None }
+        Login {
+            hosts: vec![("/run".into(), 5433)],
+            user: "me".into(),
+            dbname: "biha_db".into(),
+            password: None,
+        }
     }
 
     #[test]

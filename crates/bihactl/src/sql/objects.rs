@@ -96,7 +96,8 @@ pub fn unlogged_tables(login: &Login) -> Result<Vec<(String, i64)>> {
 pub fn server_settings(client: &mut Client) -> Result<ServerSettings> {
     let mut settings = BTreeMap::new();
     for name in NAMES {
-        let messages = client.simple_query(&format!("SHOW {name}")).with_context(|| format!("SHOW {name}"))?;
+        let messages =
+            client.simple_query(&format!("SHOW {name}")).with_context(|| format!("SHOW {name}"))?;
         let value = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,

@@ -27,7 +27,8 @@ impl Work {
         let (id, port, biha_port) =
             (number(self.node.id)?, i32::from(self.node.port), i32::from(self.node.biha_port));
         let params: &[&(dyn postgres::types::ToSql + Sync)] = &[&id, &self.node.host, &port, &biha_port];
-        let member = leader.client.borrow_mut().query_opt("SELECT FROM biha.config() WHERE id = $1", &[&id])?;
+        let member =
+            leader.client.borrow_mut().query_opt("SELECT FROM biha.config() WHERE id = $1", &[&id])?;
         if member.is_some() {
             ui::say(&format!("node {id} is a member already, from an earlier run"));
             return Ok(());
@@ -77,7 +78,8 @@ impl Work {
     /// The cluster's configuration as the leader has it on disk; it must name this node.
     pub(super) fn fetch_config(&mut self) -> Result<Vec<u8>> {
         let leader = self.leader()?;
-        let row = leader.client.borrow_mut().query_one("SELECT pg_read_binary_file('pg_biha/biha.conf')", &[]);
+        let row =
+            leader.client.borrow_mut().query_one("SELECT pg_read_binary_file('pg_biha/biha.conf')", &[]);
         let bytes: Vec<u8> = row.map_err(|e| anyhow!(describe(&e)))?.get(0);
         let config = image::decode_config(&bytes).context("the leader's pg_biha/biha.conf cannot be used")?;
         if !config.members.contains_key(&NodeId(self.node.id)) {

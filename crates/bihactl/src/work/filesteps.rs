@@ -10,7 +10,8 @@ use biha_core::{HardState, NodeId, image};
 use super::Work;
 use crate::certs;
 use crate::conf::{
-    BIHA_CONF_FILE, HBA_COPY_FILE, MANAGED, clean_auto_conf, hba_block, insert_hba, insert_include, setting_line,
+    BIHA_CONF_FILE, HBA_COPY_FILE, MANAGED, clean_auto_conf, hba_block, insert_hba, insert_include,
+    setting_line,
 };
 use crate::datadir::{self, UNFINISHED};
 use crate::files;
@@ -137,7 +138,11 @@ impl Work {
         if self.keep_copies {
             let copy = files::free_name(&self.file("postgresql.auto.conf.before-biha"));
             files::edit(&copy, text.as_bytes(), SECRET, &mut self.undo)?;
-            ui::say(&format!("taken out: {}; the file as it was is \"{}\"", removed.join(", "), copy.display()));
+            ui::say(&format!(
+                "taken out: {}; the file as it was is \"{}\"",
+                removed.join(", "),
+                copy.display()
+            ));
         }
         files::edit(&path, kept.as_bytes(), SECRET, &mut self.undo)
     }
@@ -158,7 +163,8 @@ impl Work {
 
     pub(super) fn insert_include(&mut self) -> Result<()> {
         let path = self.layout.config_file.clone();
-        let text = files::read_text(&path)?.with_context(|| format!("\"{}\" does not exist", path.display()))?;
+        let text =
+            files::read_text(&path)?.with_context(|| format!("\"{}\" does not exist", path.display()))?;
         let text = insert_include(&text, &self.layout.include_path(BIHA_CONF_FILE));
         files::edit(&path, text.as_bytes(), SECRET, &mut self.undo)
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use biha_core::{ClusterConfig, ClusterId};
 use postgres::Client;
 
@@ -22,7 +22,7 @@ use crate::tools::Tools;
 use crate::ui;
 use crate::undo::Undo;
 
-pub use server::{PrivateServer, service_of, stop};
+pub use server::{PrivateServer, is_private, local_login, service_of, stop};
 
 /// Where the server's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,20 +140,25 @@ impl Work {
         }
     }
 
-    /// Does the steps. After an error everything that can be taken back has been.
-    pub fn run(mut self, steps: &[Step]) -> Result<()> {
+    /// Does the steps. After an error everything that can be taken back has been. An error after
+    /// [`Step::Keep`] is returned as a value: the node is made, but does not yet do what was waited for.
+    pub fn run(mut self, steps: &[Step]) -> Result<Option<Error>> {
         if steps.contains(&Step::Restart) {
             self.remember_to_start_again();
         }
+        let mut kept = false;
         for step in steps {
-            interrupt::check()?;
             let text = step.describe(&self.names());
             if !text.is_empty() {
                 ui::say(&text);
             }
-            self.step(step)?;
+            match interrupt::check().and_then(|()| self.step(step)) {
+                Ok(()) => kept |= *step == Step::Keep,
+                Err(error) if kept => return Ok(Some(error)),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {
@@ -204,7 +209,8 @@ pub fn find_config_file(pgdata: &Path, given: Option<&Path>) -> PathBuf {
         return std::path::absolute(given).unwrap_or_else(|_| given.to_owned());
     }
     let own = pgdata.join("postgresql.conf");
-    let debian = pgdata.strip_prefix("/var/lib/postgresql").map(|rest| Path::new("/etc/postgresql").join(rest));
+    let debian =
+        pgdata.strip_prefix("/var/lib/postgresql").map(|rest| Path::new("/etc/postgresql").join(rest));
     match debian.map(|directory| directory.join("postgresql.conf")) {
         Ok(debian) if !own.exists() && debian.exists() => debian,
         _ => own,

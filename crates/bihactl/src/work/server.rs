@@ -80,7 +80,13 @@ pub fn stop(tools: &Tools, pgdata: &Path, mode: &str) -> Result<()> {
     Ok(())
 }
 
-fn pg_ctl_start(tools: &Tools, pgdata: &Path, log: &Path, timeout: Duration, options: &[String]) -> Result<()> {
+fn pg_ctl_start(
+    tools: &Tools,
+    pgdata: &Path,
+    log: &Path,
+    timeout: Duration,
+    options: &[String],
+) -> Result<()> {
     let words = options.iter().map(|word| shlex::try_quote(word)).collect::<Result<Vec<_>, _>>()?;
     let mut command = tools.command("pg_ctl");
     command.args(["start", "-w", "-t", &timeout.as_secs().to_string(), "-D"]).arg(pgdata).arg("-l").arg(log);
@@ -90,7 +96,8 @@ fn pg_ctl_start(tools: &Tools, pgdata: &Path, log: &Path, timeout: Duration, opt
 }
 
 fn tail(log: &Path) -> String {
-    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
 }
@@ -135,15 +142,19 @@ impl Work {
             );
         }
         let mut created = Created::default();
-        let result = create_objects(&Objects { login: &login, password: &self.secrets.password }, &mut created);
+        let result =
+            create_objects(&Objects { login: &login, password: &self.secrets.password }, &mut created);
         if created != Created::default() {
             let (private, was_private) = (self.private.clone(), self.private.borrow().is_some());
-            self.undo.push("remove the new role and database; they do no harm, and a second run uses them", move || {
-                if was_private && private.borrow().is_none() {
-                    bail!("the server has stopped");
-                }
-                drop_objects(&login, created)
-            });
+            self.undo.push(
+                "remove the new role and database; they do no harm, and a second run uses them",
+                move || {
+                    if was_private && private.borrow().is_none() {
+                        bail!("the server has stopped");
+                    }
+                    drop_objects(&login, created)
+                },
+            );
         }
         result.context("could not make roles, database and extension")
     }
@@ -176,7 +187,9 @@ impl Work {
         command.args(["restart", "-w", "-m", "fast", "-t", &timeout, "-D"]).arg(&self.layout.pgdata);
         command.arg("-l").arg(&self.log);
         let result = run(&mut command, Show::Failure);
-        result.map(drop).with_context(|| format!("the server did not restart; its log says:\n{}", tail(&self.log)))
+        result
+            .map(drop)
+            .with_context(|| format!("the server did not restart; its log says:\n{}", tail(&self.log)))
     }
 
     pub(super) fn wait_for(&mut self, wanted: &str) -> Result<()> {

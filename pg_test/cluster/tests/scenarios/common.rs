@@ -24,7 +24,9 @@ pub fn failover_lines() -> Vec<Expected> {
 }
 
 /// What a fenced leader and a crashed one say.
-const FENCED: [Expected; 2] = [
+const FENCED: [Expected; 4] = [
+    expect("ERROR:  cannot execute*: this node does not accept writes now", "a fenced leader is written to"),
+    expect("WARNING:  terminating connection because this node lost its leadership", "a commit at its end"),
     expect("was terminated by signal 9", "killed by the test"),
     expect("because of crash of another server process", "killed by the test"),
 ];

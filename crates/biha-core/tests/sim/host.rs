@@ -1,0 +1,266 @@
+//! A host: disk, clock, controller and server; how they start, stop, crash and freeze.
+
+use biha_core::*;
+
+use super::{After, CRASH_RESTART, Cluster, LATENCY, REWIND, RETRY_CONNECT, START, Server, ServerMode, What};
+
+/// A clock that is off and does not run alike.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Clock {
+    pub offset: Millis,
+    /// Parts per million by which it runs fast.
+    pub ppm: i64,
+}
+
+impl Clock {
+    pub fn local(&self, real: Millis) -> Millis {
+        let drift = real as i64 * self.ppm / 1_000_000;
+        (self.offset as i64 + real as i64 + drift) as Millis
+    }
+
+    /// The first moment at which this clock shows at least `local`.
+    pub fn real(&self, local: Millis) -> Millis {
+        let since = local.saturating_sub(self.offset) as i128;
+        let mut real = (since * 1_000_000 / i128::from(1_000_000 + self.ppm)) as Millis;
+        while self.local(real) < local {
+            real += 1;
+        }
+        real
+    }
+}
+
+/// What survives everything.
+#[derive(Debug)]
+pub struct Disk {
+    pub hard: HardState,
+    pub config: ClusterConfig,
+}
+
+#[derive(Debug)]
+pub struct Host {
+    pub id: NodeId,
+    pub controller: Option<Node>,
+    /// Counts the starts of the controller in this simulation.
+    pub life: u64,
+    pub power: bool,
+    pub server: Server,
+    pub disk: Disk,
+    pub clock: Clock,
+    pub options: Options,
+    /// The gate's word in shared memory, by this host's clock.
+    pub gate: Millis,
+    /// Nothing runs on this host.
+    pub frozen: bool,
+    /// Only the controller does not run.
+    pub stalled: bool,
+    pub backlog: Vec<What>,
+    pub order: Option<(OrderId, Order)>,
+    pub told: ServerStatus,
+    pub tick_at: Millis,
+    pub traced: Option<(NodeState, Term)>,
+    pub replies: Vec<(RequestId, CommandResult)>,
+    /// An operator stopped it: a pending restart does not start it again.
+    pub stopped: bool,
+}
+
+impl Host {
+    pub fn new(id: NodeId, config: ClusterConfig, options: Options) -> Self {
+        Host {
+            id,
+            controller: None,
+            life: 0,
+            power: true,
+            server: Server::default(),
+            disk: Disk { hard: HardState::new(ClusterId(1), 1, id), config },
+            clock: Clock::default(),
+            options,
+            gate: 0,
+            frozen: false,
+            stalled: false,
+            backlog: Vec::new(),
+            order: None,
+            told: ServerStatus::default(),
+            tick_at: Millis::MAX,
+            traced: None,
+            replies: Vec::new(),
+            stopped: false,
+        }
+    }
+
+    /// Would a commit pass at this moment?
+    pub fn gate_open(&self, now: Millis) -> bool {
+        self.controller.is_some()
+            && self.server.mode == ServerMode::Production
+            && !self.frozen
+            && self.clock.local(now) < self.gate
+    }
+
+    pub fn state(&self) -> Option<NodeState> {
+        self.controller.as_ref().map(Node::state)
+    }
+}
+
+impl Cluster {
+    /// Starts controller and server.
+    pub fn start(&mut self, id: NodeId, rewind: Option<NodeId>) {
+        let rewound = rewind.map(|source| self.rewind(id, source));
+        let now = self.now;
+        let seed = self.rng.below(u64::MAX);
+        let host = self.host_mut(id);
+        if !host.power || host.controller.is_some() || host.server.mode != ServerMode::Down {
+            return;
+        }
+        host.life += 1;
+        host.gate = 0;
+        host.order = None;
+        host.told = ServerStatus::default();
+        host.tick_at = Millis::MAX;
+        host.traced = None;
+        host.server.start();
+        let local = host.clock.local(now);
+        let (hard, config) = (host.disk.hard.clone(), host.disk.config.clone());
+        let (node, outputs) = Node::new(local, seed, hard, config, host.options, rewound);
+        host.controller = Some(node);
+        let life = host.life;
+        self.perform(id, outputs);
+        self.settle(id);
+        self.after(START, What::Up(id, life));
+        self.reconnect(id);
+    }
+
+    fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), String> {
+        let from = self.host(source);
+        let ready = from.power && !from.frozen && from.server.mode == ServerMode::Production;
+        if !ready || !self.net.open(id, source) {
+            return Err("could not connect to the source".to_owned());
+        }
+        let (log, checkpointed) = (from.server.log.clone(), from.server.checkpointed);
+        if !checkpointed {
+            self.checks.violation(format!("n{id} rewinds against n{source}, which made no checkpoint"));
+        }
+        self.host_mut(id).server.log.rewind(&log);
+        self.say(id, format!("rewound against n{source}"));
+        Ok(())
+    }
+
+    pub(super) fn up(&mut self, id: NodeId, life: u64) {
+        let host = self.host_mut(id);
+        if host.life == life && host.server.mode == ServerMode::Starting {
+            host.server.mode = ServerMode::Standby;
+            self.poke(id);
+        }
+    }
+
+    /// The controller is gone; the kernel closes its connections.
+    pub(super) fn controller_gone(&mut self, id: NodeId) {
+        let host = self.host_mut(id);
+        let life = host.life;
+        host.controller = None;
+        host.order = None;
+        host.traced = None;
+        host.backlog.retain(|w| !matches!(w, What::Deliver(..) | What::Lost(..) | What::Tick(_)));
+        if !host.power {
+            return;
+        }
+        for peer in self.ids() {
+            let connected = self.net.connected((id, life), (peer, self.host(peer).life));
+            if peer != id && connected && self.net.passes(id, peer) {
+                self.net.drop_connection(id, peer);
+                self.after(LATENCY, What::Lost(peer, id, Disconnect::Closed));
+                self.after(RETRY_CONNECT, What::Connect(peer, id));
+            }
+        }
+    }
+
+    /// The controller process is killed: a crash restart brings both back.
+    pub fn kill_controller(&mut self, id: NodeId) {
+        if self.host(id).controller.is_none() {
+            return;
+        }
+        self.controller_gone(id);
+        self.server_gone(id);
+        self.after(CRASH_RESTART, What::Start(id, None));
+    }
+
+    /// The postmaster is killed: the controller says its last word and ends.
+    pub fn kill_postmaster(&mut self, id: NodeId) {
+        self.host_mut(id).stopped = true;
+        self.step(id, Input::Stop(Goodbye::PostmasterDied));
+        self.controller_gone(id);
+        self.server_gone(id);
+    }
+
+    /// Power is lost: nobody is told.
+    pub fn kill_host(&mut self, id: NodeId) {
+        let host = self.host_mut(id);
+        host.power = false;
+        host.stopped = true;
+        self.controller_gone(id);
+        self.server_gone(id);
+    }
+
+    /// The operator starts the node (again).
+    pub fn boot(&mut self, id: NodeId) {
+        let host = self.host_mut(id);
+        host.power = true;
+        host.stopped = false;
+        self.start(id, None);
+        for peer in self.ids() {
+            if peer != id && self.net.open(id, peer) {
+                self.healed(id, peer);
+            }
+        }
+    }
+
+    /// The operator stops the node.
+    pub fn stop(&mut self, id: NodeId) {
+        if self.host(id).controller.is_none() {
+            return;
+        }
+        self.host_mut(id).stopped = true;
+        self.begin_exit(id, true, After::Stay);
+    }
+
+    pub(super) fn exit(&mut self, id: NodeId, life: u64, until: Millis, after: After) {
+        if self.host(id).life != life || self.host(id).server.mode == ServerMode::Down {
+            return;
+        }
+        if self.now < until && !self.drained(id) {
+            self.after(5, What::Exit(id, life, until, after));
+            return;
+        }
+        self.server_gone(id);
+        if let After::Start(rewind) = after
+            && !self.host(id).stopped
+        {
+            let takes = if rewind.is_some() { REWIND } else { super::RESTART };
+            self.after(takes, What::Start(id, rewind));
+        }
+    }
+
+    /// Nothing runs on the host any more; its clock goes on.
+    pub fn freeze(&mut self, id: NodeId) {
+        self.host_mut(id).frozen = true;
+    }
+
+    /// The controller alone does not run any more.
+    pub fn stall(&mut self, id: NodeId) {
+        self.host_mut(id).stalled = true;
+    }
+
+    pub fn thaw(&mut self, id: NodeId) {
+        let host = self.host_mut(id);
+        host.frozen = false;
+        host.stalled = false;
+        for what in std::mem::take(&mut host.backlog) {
+            self.after(0, what);
+        }
+        for peer in self.ids() {
+            if peer != id {
+                self.after(1, What::Connect(peer, id));
+                self.after(1, What::Pull(peer));
+            }
+        }
+        self.poke(id);
+    }
+}

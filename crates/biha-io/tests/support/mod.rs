@@ -1,0 +1,253 @@
+//! Networks on the loopback interface, with certificates, driven together by one loop.
+#![allow(dead_code, clippy::unwrap_used, reason = "tests; each binary uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use biha_core::*;
+use biha_io::*;
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+pub const CLUSTER: ClusterId = ClusterId(0xabcd_ef01_2345_6789);
+/// How long to wait for what must happen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Milliseconds since the test began.
+pub fn now() -> Millis {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_millis() as Millis + 1
+}
+
+/// A certificate authority.
+pub struct Authority {
+    pub pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// Certificate and key for this name.
+    pub fn issue(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    pub fn tls(&self, node: u32) -> TlsConfig {
+        let (certificate, key) = self.issue(&certificate_name(CLUSTER, NodeId(node)));
+        TlsConfig::from_pem(self.pem.as_bytes(), certificate.as_bytes(), key.as_bytes()).unwrap()
+    }
+}
+
+pub fn resolver() -> Box<dyn Resolver> {
+    Box::new(ThreadResolver::new(|job| std::thread::Builder::new().spawn(job).map(|_| ())))
+}
+
+pub fn config(node: u32, tls: Option<TlsConfig>) -> NetworkConfig {
+    NetworkConfig {
+        cluster: CLUSTER,
+        node: NodeId(node),
+        incarnation: Incarnation(1),
+        port: 0,
+        tls,
+        resolver: resolver(),
+        limits: Limits::default(),
+    }
+}
+
+/// A network, and what happened on it.
+pub struct Peer {
+    pub id: NodeId,
+    pub incarnation: Incarnation,
+    pub net: Network,
+    pub events: Vec<NetEvent>,
+    /// Says hello by itself when connected.
+    pub polite: bool,
+}
+
+impl Peer {
+    pub fn new(config: NetworkConfig) -> Peer {
+        let (id, incarnation) = (config.node, config.incarnation);
+        let net = Network::bind(config).unwrap();
+        Peer { id, incarnation, net, events: Vec::new(), polite: true }
+    }
+
+    pub fn envelope(&self, to: u32, message: Message) -> Envelope {
+        envelope(self.id.0, to, self.incarnation.0, message)
+    }
+
+    pub fn say(&mut self, to: u32, message: Message) -> bool {
+        let envelope = self.envelope(to, message);
+        self.net.send(NodeId(to), &envelope).unwrap()
+    }
+
+    pub fn turn(&mut self) {
+        let from = self.events.len();
+        self.net.poll(now(), &mut self.events).unwrap();
+        let connected = |event: &NetEvent| match event {
+            NetEvent::Connected(id) => Some(id.0),
+            _ => None,
+        };
+        let polite = self.polite;
+        let new: Vec<u32> = self.events[from..].iter().filter_map(connected).filter(|_| polite).collect();
+        for id in new {
+            self.say(id, hello());
+        }
+    }
+
+    /// Messages of one node, without its hellos.
+    pub fn heard(&self, from: u32) -> Vec<&Message> {
+        self.messages(from).filter(|m| !matches!(m, Message::Hello(_))).collect()
+    }
+
+    pub fn messages(&self, from: u32) -> impl Iterator<Item = &Message> {
+        self.events.iter().filter_map(move |event| match event {
+            NetEvent::Message(e) if e.from == NodeId(from) => Some(&e.message),
+            _ => None,
+        })
+    }
+
+    pub fn greeted(&self, from: u32) -> bool {
+        self.messages(from).any(|m| matches!(m, Message::Hello(_)))
+    }
+
+    pub fn ends(&self, of: u32) -> Vec<Disconnect> {
+        let end = |event: &NetEvent| match event {
+            NetEvent::Disconnected(id, how) if *id == NodeId(of) => Some(*how),
+            _ => None,
+        };
+        self.events.iter().filter_map(end).collect()
+    }
+
+    /// Texts of the rejections.
+    pub fn rejections(&self) -> Vec<String> {
+        let why = |event: &NetEvent| match event {
+            NetEvent::Rejected { why, .. } => Some(why.to_string()),
+            _ => None,
+        };
+        self.events.iter().filter_map(why).collect()
+    }
+
+    pub fn active(&self, id: u32) -> bool {
+        self.net.connection_state(NodeId(id)) == ConnState::Active
+    }
+}
+
+pub fn envelope(from: u32, to: u32, incarnation: u64, message: Message) -> Envelope {
+    Envelope {
+        cluster: CLUSTER,
+        from: NodeId(from),
+        to: NodeId(to),
+        incarnation: Incarnation(incarnation),
+        term: Term(1),
+        message,
+    }
+}
+
+pub fn hello() -> Message {
+    Message::Hello(Hello { config: ConfigVersion::default(), state: NodeState::Follower })
+}
+
+pub fn text(size: usize) -> Message {
+    Message::ForwardReply { request: size as u64, result: Err(CommandError::Failed("x".repeat(size))) }
+}
+
+/// Nodes by number.
+pub struct Cluster {
+    pub nodes: BTreeMap<u32, Peer>,
+    outer: mio::Poll,
+}
+
+impl Cluster {
+    pub fn of(nodes: impl IntoIterator<Item = Peer>) -> Cluster {
+        let nodes: BTreeMap<u32, Peer> = nodes.into_iter().map(|n| (n.id.0, n)).collect();
+        let mut cluster = Cluster { nodes: BTreeMap::new(), outer: mio::Poll::new().unwrap() };
+        for node in nodes.into_values() {
+            cluster.add(node);
+        }
+        cluster
+    }
+
+    /// Nodes 1..=n that know each other and are all connected.
+    pub fn connected(n: u32, authority: Option<&Authority>) -> Cluster {
+        let node = |id| Peer::new(config(id, authority.map(|a| a.tls(id))));
+        let mut cluster = Cluster::of((1..=n).map(node));
+        cluster.introduce("127.0.0.1");
+        cluster.await_all_connected();
+        cluster
+    }
+
+    pub fn add(&mut self, node: Peer) {
+        let fd = node.net.as_raw_fd();
+        let interest = Interest::READABLE;
+        self.outer.registry().register(&mut SourceFd(&fd), Token(node.id.0 as usize), interest).unwrap();
+        self.nodes.insert(node.id.0, node);
+    }
+
+    /// Takes a node away: from now on it does nothing, but its connections stay as long as it lives.
+    pub fn take(&mut self, id: u32) -> Peer {
+        let node = self.nodes.remove(&id).unwrap();
+        let fd = node.net.as_raw_fd();
+        self.outer.registry().deregister(&mut SourceFd(&fd)).unwrap();
+        node
+    }
+
+    /// Tells everyone where everyone is.
+    pub fn introduce(&mut self, host: &str) {
+        let all: Vec<_> = self.nodes.values().map(|n| (n.id, host.to_owned(), n.net.local_port())).collect();
+        for node in self.nodes.values_mut() {
+            node.net.set_peers(&all);
+        }
+    }
+
+    pub fn await_all_connected(&mut self) {
+        let ids: Vec<u32> = self.nodes.keys().copied().collect();
+        let others = |id: u32| ids.iter().copied().filter(move |other| *other != id);
+        self.wait("all connected", |nodes| {
+            nodes.iter().all(|(id, n)| others(*id).all(|other| n.active(other) && n.greeted(other)))
+        });
+    }
+
+    pub fn node(&mut self, id: u32) -> &mut Peer {
+        self.nodes.get_mut(&id).unwrap()
+    }
+
+    /// Turns all nodes as their descriptors and deadlines ask for, until it is so.
+    pub fn wait(&mut self, what: &str, done: impl Fn(&BTreeMap<u32, Peer>) -> bool) {
+        let start = Instant::now();
+        while !done(&self.nodes) {
+            let shown: Vec<_> = self.nodes.values().map(|n| (n.id, &n.events)).collect();
+            assert!(start.elapsed() < PATIENCE, "not in time: {what}; {shown:#?}");
+            self.step();
+        }
+    }
+
+    /// Lets this much time pass.
+    pub fn pass(&mut self, time: Millis) {
+        let end = now() + time;
+        while now() < end {
+            self.step();
+        }
+    }
+
+    fn step(&mut self) {
+        let at = self.nodes.values().filter_map(|n| n.net.next_deadline()).min();
+        let pause = at.map_or(50, |at| at.saturating_sub(now())).min(50);
+        let mut ready = mio::Events::with_capacity(16);
+        self.outer.poll(&mut ready, Some(Duration::from_millis(pause))).unwrap();
+        for node in self.nodes.values_mut() {
+            node.turn();
+        }
+    }
+}
