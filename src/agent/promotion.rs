@@ -83,6 +83,8 @@ fn check_numbers(timeline: Timeline) -> Result<(), String> {
 fn trigger() -> io::Result<()> {
     File::create(xlog::PROMOTE_FILE)?;
     xlog::signal_postmaster(libc::SIGUSR1);
+    // A promotion ends a pause, but by itself only at its next look, up to a second later.
+    recovery::resume();
     Ok(())
 }
 

@@ -198,9 +198,9 @@ impl Receiver {
     }
 }
 
-/// Removes what keeps the startup process from its waiting loop: a pause, or queries in conflict.
+/// Cancels queries that keep the startup process from its waiting loop. A pause does so too, but for a second at
+/// most, and is the operator's: it is not touched.
 pub fn free_replay() {
-    recovery::stir_pause();
     if let Some(startup) = recovery::held_by_conflict() {
         debug1!("canceling queries that hold up replay");
         recovery::cancel_conflicting(startup);

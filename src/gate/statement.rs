@@ -32,6 +32,7 @@ enum Need {
 /// What is to be looked at again when a utility statement is done.
 #[must_use = "pass it to utility_leave when the statement is done"]
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub struct Entered(u64);
 
 /// Hooks the executor.

@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 
 use super::{Life, exit_log, reexec::Image, rewind, rewind::Outcome, signals};
 use crate::pg::control::{self, State};
-use crate::pg::{exec, signal};
+use crate::pg::{postmaster, signal};
 
 /// What an exiting postmaster does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +68,10 @@ fn start_again(image: &Image) -> ! {
     give_up()
 }
 
-/// Ends with a code that a service manager takes for a failure.
+/// Ends with a code that a service manager takes for a failure, lock files removed: goes on with the exit from where it
+/// has come to, as PostgreSQL itself does after an error in a callback.
 fn give_up() -> ! {
-    // If it stays, the next start finds that its process is gone.
-    let _ = std::fs::remove_file("postmaster.pid");
-    exec::end(1)
+    postmaster::end(1)
 }
 
 /// Registered with PostgreSQL by [`super::init`].

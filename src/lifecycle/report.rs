@@ -5,8 +5,10 @@
 pub struct Ending {
     /// All that it wrote, in English, with --progress.
     pub log: String,
-    /// It said so itself by exit code 0.
+    /// It ended with exit code 0.
     pub success: bool,
+    /// How it ended, in words.
+    pub status: String,
     /// An operator's stop came meanwhile.
     pub stop: bool,
     /// Why it was killed, if it was killed from here.
@@ -34,7 +36,7 @@ const MAX_TEXT: usize = 800;
 impl Ending {
     /// It never ran.
     pub fn not_started(text: String) -> Self {
-        Ending { log: String::new(), success: false, stop: false, given_up: Some(text) }
+        Ending { log: String::new(), success: false, status: String::new(), stop: false, given_up: Some(text) }
     }
 
     /// May it have changed anything? pg_rewind says this right before its point of no return
@@ -53,7 +55,7 @@ impl Ending {
             .collect();
         let mut text = match &self.given_up {
             Some(why) => why.clone(),
-            None if complaints.is_empty() => "pg_rewind failed without a message".into(),
+            None if complaints.is_empty() => format!("pg_rewind ended with {}", self.status),
             None => complaints.join("; "),
         };
         let end = (0..=MAX_TEXT.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
@@ -90,7 +92,7 @@ mod tests {
         pg_rewind: need to copy 52 MB (total source directory size is 75 MB)\n";
 
     fn ending(log: &str, success: bool) -> Ending {
-        Ending { log: log.into(), success, stop: false, given_up: None }
+        Ending { log: log.into(), success, status: "signal: 9".into(), stop: false, given_up: None }
     }
 
     #[test]
@@ -124,6 +126,7 @@ mod tests {
         early.stop = true;
         assert_eq!(verdict(&early), Verdict::Stopped);
         let mut late = ending(BEGUN, false);
+        assert_eq!(verdict(&late), Verdict::Broken("pg_rewind ended with signal: 9".into()));
         late.stop = true;
         late.given_up = Some("why".into());
         assert_eq!(verdict(&late), Verdict::Broken("why".into()));

@@ -9,7 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::aside::{Aside, sync_directory};
@@ -190,7 +190,7 @@ fn rewind(closed: &Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
     let mut stop = false;
     loop {
         let (signal, idle) = match running.tick()? {
-            Tick::Ended(status) => return Ok(Ending { log: read_log(), success: status.success(), stop, given_up: None }),
+            Tick::Ended(status) => return Ok(ending(read_log(), status, stop, None)),
             Tick::Running { stop, idle } => (stop, idle),
         };
         closed.keep_pid_file()?;
@@ -206,9 +206,13 @@ fn rewind(closed: &Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
         };
         if given_up.is_some() {
             let status = running.kill()?;
-            return Ok(Ending { log: read_log(), success: status.success(), stop, given_up });
+            return Ok(ending(read_log(), status, stop, given_up));
         }
     }
+}
+
+fn ending(log: String, status: ExitStatus, stop: bool, given_up: Option<String>) -> Ending {
+    Ending { log, success: status.success(), status: status.to_string(), stop, given_up }
 }
 
 fn command(closed: &Closed, source: &str, log: &File) -> io::Result<Command> {

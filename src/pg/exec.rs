@@ -66,12 +66,6 @@ pub fn execute(arguments: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Ends the process at once, without any callback.
-pub fn end(code: i32) -> ! {
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(code) }
-}
-
 /// For a child between fork and exec: dies with its parent, has no signal blocked, ends on a broken pipe.
 pub fn prepare_child(parent: i32) -> io::Result<()> {
     // SAFETY: all of these are async-signal-safe.

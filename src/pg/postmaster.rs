@@ -82,6 +82,12 @@ pub fn at_exit(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum)) {
     unsafe { pg_sys::on_proc_exit(Some(callback), pg_sys::Datum::from(0)) };
 }
 
+/// Ends this process. In an exit callback: with another exit code, and the callbacks that are still to come.
+pub fn end(code: i32) -> ! {
+    // SAFETY: never returns; nothing of this process is used after it.
+    unsafe { pg_sys::proc_exit(code) }
+}
+
 /// This process's number.
 pub fn my_pid() -> i32 {
     // SAFETY: MyProcPid is a plain value of this process.

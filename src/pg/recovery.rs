@@ -2,7 +2,6 @@
 
 use biha_core::{Lsn, Position};
 use pgrx::pg_sys;
-use pgrx::pg_sys::RecoveryPauseState::{RECOVERY_NOT_PAUSED, Type as PauseState};
 use pgrx::pg_sys::WaitEventIPC::{
     WAIT_EVENT_RECOVERY_CONFLICT_SNAPSHOT, WAIT_EVENT_RECOVERY_CONFLICT_TABLESPACE,
 };
@@ -27,21 +26,10 @@ pub fn wake() {
     unsafe { pg_sys::WakeupRecovery() };
 }
 
-fn pause_state() -> PauseState {
-    // SAFETY: reads shared memory under its spinlock.
-    unsafe { pg_sys::GetRecoveryPauseState() }
-}
-
-/// If replay is paused, makes the startup process go round its waiting loop once, where it reads changed
-/// settings; by itself it does so only once a second. It stays paused, but may replay the record it waits at.
-pub fn stir_pause() {
-    if pause_state() != RECOVERY_NOT_PAUSED {
-        // SAFETY: changes shared memory under its spinlock, as pg_wal_replay_resume() and _pause() do.
-        unsafe {
-            pg_sys::SetRecoveryPause(false);
-            pg_sys::SetRecoveryPause(true);
-        }
-    }
+/// Ends a pause of replay (`pg_wal_replay_pause()`), as `pg_wal_replay_resume()` does.
+pub fn resume() {
+    // SAFETY: changes shared memory under its spinlock and wakes the startup process.
+    unsafe { pg_sys::SetRecoveryPause(false) };
 }
 
 /// The startup process, if queries on this standby keep it from replaying.

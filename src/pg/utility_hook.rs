@@ -79,9 +79,22 @@ pub fn install() {
     }
 }
 
-/// In this order: what refuses, what must be undone however the statement ends (a value that is dropped on
-/// success and on error alike), the statement.
-#[pg_guard]
+unsafe extern "C-unwind" {
+    /// PostgreSQL's own, called as C calls it.
+    fn standard_ProcessUtility(
+        planned: *mut pg_sys::PlannedStmt,
+        query: *const c_char,
+        read_only_tree: bool,
+        context: pg_sys::ProcessUtilityContext::Type,
+        params: pg_sys::ParamListInfo,
+        environment: *mut pg_sys::QueryEnvironment,
+        destination: *mut pg_sys::DestReceiver,
+        completion: *mut pg_sys::QueryCompletion,
+    );
+}
+
+/// Calls what comes next without pgrx's boundary, which would lose an ERROR's position, context and object
+/// names: nothing in this function has a destructor, so PostgreSQL may jump over it.
 #[allow(clippy::too_many_arguments)] // PostgreSQL's signature.
 unsafe extern "C-unwind" fn process_utility(
     planned: *mut pg_sys::PlannedStmt,
@@ -93,21 +106,28 @@ unsafe extern "C-unwind" fn process_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    let statement = UtilityStatement { planned };
-    guard::check(&statement);
-    // SAFETY: the statement that PostgreSQL passes to the hook.
-    let entered = unsafe { gate::utility_enter(planned) };
-    // SAFETY: the arguments are passed on as they came. The boundary turns PostgreSQL's error into a panic, so that
-    // values are dropped.
+    // SAFETY: the arguments are passed on as they came.
     unsafe {
-        pg_sys::submodules::ffi::pg_guard_ffi_boundary(|| match PREVIOUS.get() {
-            Some(Some(previous)) => previous(
-                planned, query, read_only_tree, context, params, environment, destination, completion,
-            ),
-            _ => pg_sys::standard_ProcessUtility(
-                planned, query, read_only_tree, context, params, environment, destination, completion,
-            ),
-        });
+        let entered = before(planned);
+        let next = match PREVIOUS.get() {
+            Some(Some(previous)) => *previous,
+            _ => standard_ProcessUtility,
+        };
+        next(planned, query, read_only_tree, context, params, environment, destination, completion);
+        after(entered);
     }
+}
+
+/// What refuses a statement.
+#[pg_guard]
+unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> gate::Entered {
+    guard::check(&UtilityStatement { planned });
+    // SAFETY: the statement that PostgreSQL passes to the hook.
+    unsafe { gate::utility_enter(planned) }
+}
+
+/// What a statement that has succeeded must still pass.
+#[pg_guard]
+unsafe extern "C-unwind" fn after(entered: gate::Entered) {
     gate::utility_leave(entered);
 }

@@ -86,6 +86,23 @@ fn whoever_breaks_the_rules_is_told_apart() {
 }
 
 #[test]
+fn a_connection_is_closed_only_after_its_end_was_told() {
+    let mut cluster = lone(None);
+    let mut socket = raw(&mut cluster);
+    socket.write_all(&frame(2, 1, 1, hello())).unwrap();
+    cluster.wait("let in", |nodes| nodes[&1].greeted(2));
+    socket.write_all(&frame(2, 9, 1, text(1))).unwrap();
+    let node = cluster.node(1);
+    while node.ends(2).is_empty() {
+        node.turn();
+    }
+    assert!(!ended(&socket), "the owner acts first");
+    assert!(node.net.next_deadline().unwrap() <= now(), "and polls again at once");
+    node.turn();
+    cluster.wait("closed", |_| ended(&socket));
+}
+
+#[test]
 fn an_oversized_frame_ends_only_its_own_connection() {
     let mut cluster = Cluster::connected(2, None);
     let mut socket = raw(&mut cluster);

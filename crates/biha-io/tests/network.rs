@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::net::{Ipv6Addr, TcpListener};
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
 
 use biha_core::*;
 use biha_io::*;
@@ -62,6 +63,22 @@ fn a_name_that_does_not_resolve_is_told_and_harms_nobody() {
         let told = |e: &NetEvent| matches!(e, NetEvent::Unresolved(NodeId(3), _));
         nodes[&1].active(2) && nodes[&1].events.iter().any(told)
     });
+}
+
+#[test]
+fn each_state_of_a_connection_is_shown() {
+    let authority = Authority::new();
+    let mut cluster = Cluster::of([Peer::new(config(1, Some(authority.tls(1))))]);
+    let is = |state| move |nodes: &BTreeMap<u32, Peer>| nodes[&1].net.connection_state(NodeId(2)) == state;
+    assert!(is(ConnState::Init)(&cluster.nodes));
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    cluster.node(1).net.set_peers(&[(NodeId(2), "127.0.0.1".to_owned(), port)]);
+    cluster.wait("TCP connected", is(ConnState::SslConnect));
+    drop(silent);
+    cluster.wait("closed, then refused", is(ConnState::Idle));
+    let _half_open = TcpStream::connect(("127.0.0.1", cluster.node(1).net.local_port())).unwrap();
+    cluster.wait("something comes from there", is(ConnState::SslAccept));
 }
 
 #[test]

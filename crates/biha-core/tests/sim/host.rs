@@ -179,7 +179,8 @@ impl Cluster {
         }
         self.controller_gone(id);
         self.server_gone(id);
-        self.after(CRASH_RESTART, What::Start(id, None));
+        let life = self.host(id).life;
+        self.after(CRASH_RESTART, What::Start(id, life, None));
     }
 
     /// The postmaster is killed: the controller says its last word and ends.
@@ -234,7 +235,7 @@ impl Cluster {
             && !self.host(id).stopped
         {
             let takes = if rewind.is_some() { REWIND } else { super::RESTART };
-            self.after(takes, What::Start(id, rewind));
+            self.after(takes, What::Start(id, life, rewind));
         }
     }
 

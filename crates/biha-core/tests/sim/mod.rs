@@ -42,7 +42,7 @@ pub enum What {
     Agent(NodeId, u64, OrderId),
     AwaitEnds(NodeId, u64, OrderId),
     Up(NodeId, u64),
-    Start(NodeId, Option<NodeId>),
+    Start(NodeId, u64, Option<NodeId>),
     Checkpointed(NodeId, u64),
     Exit(NodeId, u64, Millis, After),
 }
@@ -210,7 +210,11 @@ impl Cluster {
             What::Agent(at, life, order) => self.agent(at, life, order),
             What::AwaitEnds(at, life, order) => self.await_ends(at, life, order),
             What::Up(at, life) => self.up(at, life),
-            What::Start(at, rewind) => self.start(at, rewind),
+            What::Start(at, life, rewind) => {
+                if self.host(at).life == life && !self.host(at).stopped {
+                    self.start(at, rewind);
+                }
+            }
             What::Checkpointed(at, life) => {
                 let host = self.host_mut(at);
                 if host.life == life && host.server.mode == ServerMode::Production {
@@ -417,7 +421,7 @@ impl What {
             What::Deliver(_, envelope) => (envelope.to, true),
             What::Lost(at, ..) | What::Tick(at) | What::Connect(at, _) => (*at, true),
             What::Agent(at, ..) | What::AwaitEnds(at, ..) => (*at, true),
-            What::Pull(at) | What::Up(at, _) | What::Start(at, _) => (*at, false),
+            What::Pull(at) | What::Up(at, _) | What::Start(at, ..) => (*at, false),
             What::Checkpointed(at, _) | What::Exit(at, ..) => (*at, false),
         }
     }
@@ -451,5 +455,19 @@ pub fn describe(message: &Message) -> String {
             format!("ForwardReply {request} {}", if result.is_ok() { "done" } else { "failed" })
         }
         Message::Event(_) => "Event".to_owned(),
+    }
+}
+
+/// A member that nobody connects to.
+pub fn member(mode: Mode, priority: i32) -> Member {
+    Member {
+        host: "host".to_owned(),
+        port: 5432,
+        biha_port: 5433,
+        mode,
+        can_be_leader: true,
+        can_vote: true,
+        priority,
+        joining: false,
     }
 }

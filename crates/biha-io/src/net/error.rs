@@ -1,3 +1,5 @@
+//! Why connections end.
+
 use std::io;
 
 use biha_core::wire::WireError;

@@ -1,3 +1,5 @@
+//! The network's state, and everything that its owner calls except [`Network::poll`].
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -155,7 +157,7 @@ impl Network {
         let from_its_host = |link: &Link| {
             link.side == Side::In
                 && link.stage == Stage::Tls
-                && peer.addresses.iter().any(|a| a.ip() == link.addr.ip().to_canonical())
+                && peer.addresses.iter().any(|a| a.ip() == link.addr.ip())
         };
         match peer.out {
             Out::Active(..) => ConnState::Active,

@@ -53,7 +53,10 @@ impl Network {
         for _ in 0..ACCEPTS {
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
-                Ok((socket, addr)) => self.welcome(socket, addr),
+                Ok((socket, addr)) => {
+                    // An IPv4 address shall look like one.
+                    self.welcome(socket, SocketAddr::new(addr.ip().to_canonical(), addr.port()));
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => {
