@@ -36,7 +36,8 @@ pub struct Gate {
     pub term: AtomicU32,
     /// The leader, for messages; 0 if none is known.
     pub leader: AtomicU32,
-    /// 1 while this node leads its term: a commit that finds the lease run out waits for its renewal.
+    /// 1 while this node leads its term and its gate is open or only just shut: a commit that finds the lease
+    /// run out waits for its renewal.
     pub leading: AtomicU32,
     /// Election timeout in ms: how long such a commit waits at most.
     pub patience: AtomicU32,
@@ -128,6 +129,8 @@ pub struct Status {
     pub config: ClusterConfig,
     /// Set while the node is in NODE_ERROR.
     pub error: Option<NodeError>,
+    /// It leads, and a commit that finds the gate shut may wait for it to open.
+    pub worth_waiting: bool,
     /// When this was published (CLOCK_BOOTTIME ms).
     pub published: Millis,
 }
@@ -137,6 +140,8 @@ pub struct Status {
 struct OrderSlot {
     id: OrderId,
     order: Blob<256>,
+    /// Newest order that has a result.
+    finished: OrderId,
     result_for: OrderId,
     result: Blob<4096>,
 }
@@ -251,6 +256,19 @@ pub fn order_after(done: OrderId) -> Option<(OrderId, Order)> {
     blob.unpack().map(|order| (id, order))
 }
 
+/// The newest order given so far. An agent that has just started must not carry it out again: if its
+/// predecessor did not finish it, it has failed.
+pub fn orders_of_former_agent() -> OrderId {
+    let (id, finished) = {
+        let slot = ORDER.share();
+        (slot.id, slot.finished)
+    };
+    if finished < id {
+        order_done(id, &OrderResult::Failed("the agent was restarted meanwhile".to_owned()));
+    }
+    id
+}
+
 /// Has a newer order than `id` been given? Then one that only waits is to be given up.
 pub fn superseded(id: OrderId) -> bool {
     ORDER.share().id > id
@@ -261,6 +279,7 @@ pub fn order_done(id: OrderId, result: &OrderResult) {
     let blob = Blob::pack(result).unwrap_or_default();
     {
         let mut slot = ORDER.exclusive();
+        slot.finished = id;
         slot.result_for = id;
         slot.result = blob;
     }

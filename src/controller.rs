@@ -101,7 +101,8 @@ impl Controller {
         let identity = Identity { cluster: None, system_identifier, node: NodeId(id) };
         let hard = files.load_state(&identity).map_err(|e| e.to_string())?;
         let config = files.load_config().map_err(|e| e.to_string())?;
-        let history = History::open(Path::new(paths::HISTORY)).map_err(|e| e.to_string())?;
+        let mut history = History::open(Path::new(paths::HISTORY)).map_err(|e| e.to_string())?;
+        history.sync().map_err(|e| e.to_string())?;
         let (cluster, now) = (hard.cluster, clock::boottime());
         let seed = now ^ u64::from(id) << 48 ^ clock::wall() as u64;
         let rewound = lifecycle::take_rewind_result();
@@ -242,10 +243,8 @@ impl Controller {
             return;
         }
         let gate = board::gate();
-        let own = status.members.iter().find(|m| m.id == status.node);
-        let leading = own.is_some_and(|m| m.state.is_leader());
         let patience = status.config.settings.election_timeout();
-        gate.leading.store(u32::from(leading), Ordering::SeqCst);
+        gate.leading.store(u32::from(status.worth_waiting), Ordering::SeqCst);
         gate.leader.store(status.leader.map_or(0, |id| id.0), Ordering::SeqCst);
         gate.term.store(status.term.0, Ordering::SeqCst);
         gate.patience.store(u32::try_from(patience).unwrap_or(u32::MAX), Ordering::SeqCst);
@@ -278,6 +277,7 @@ impl Controller {
             members: members.collect(),
             config: self.node.config().clone(),
             error: hard.error.clone(),
+            worth_waiting: view.worth_waiting,
             published: now,
         }
     }
@@ -289,6 +289,7 @@ struct Brief {
     term: Term,
     leader: Option<NodeId>,
     config: ConfigVersion,
+    worth_waiting: bool,
     members: Vec<(NodeId, NodeState, bool, Option<String>)>,
 }
 
@@ -296,7 +297,13 @@ impl Brief {
     fn of(status: &Status) -> Brief {
         let members =
             status.members.iter().map(|m| (m.id, m.state, m.online, m.connection.clone())).collect();
-        Brief { term: status.term, leader: status.leader, config: status.config.version, members }
+        Brief {
+            term: status.term,
+            leader: status.leader,
+            config: status.config.version,
+            worth_waiting: status.worth_waiting,
+            members,
+        }
     }
 }
 

@@ -11,8 +11,6 @@ pub const STATE: &str = "pg_biha/biha.state";
 pub const HISTORY: &str = "pg_biha/biha.history";
 /// PostgreSQL settings that change with the node's role; included by postgresql.biha.conf.
 pub const SERVER_CONF: &str = "pg_biha/server.conf";
-/// What the server says between a restart in place and the start of its logger.
-pub const RESTART_LOG: &str = "pg_biha/restart.log";
 /// What pg_rewind said at the last rewind.
 pub const REWIND_LOG: &str = "pg_biha/rewind.log";
 /// What came of a rewind, until it is taken note of.

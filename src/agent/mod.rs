@@ -21,7 +21,7 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTi
 use pgrx::{log, pg_guard, pg_sys};
 
 use crate::board::{self, Status};
-use crate::pg::{process, settings, wait};
+use crate::pg::{process, recovery, settings, wait};
 
 /// How often the slots and settings are looked at when nothing else happens.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ impl Agent {
         Agent {
             receiver: receiver::Receiver::new(),
             slots: slots::Keeper::default(),
-            done: 0,
+            done: board::orders_of_former_agent(),
             seen: 0,
             housekept: Instant::now(),
         }
@@ -100,7 +100,9 @@ impl Agent {
             Order::EndWalsenders => Ok(handover::end_walsenders()),
         }));
         let result = result.unwrap_or_else(|text| {
-            log!("order {order:?} was not carried out: {text}");
+            if text != receiver::SUPERSEDED {
+                log!("order {order:?} was not carried out: {text}");
+            }
             OrderResult::Failed(text)
         });
         board::order_done(id, &result);
@@ -118,7 +120,10 @@ impl Agent {
         }
         self.seen = status.published;
         self.housekept = Instant::now();
-        self.slots.keep(status);
+        // Before that the startup process is still reading the slots from disk.
+        if recovery::past_startup() {
+            self.slots.keep(status);
+        }
         self.receiver.keep(status);
     }
 }

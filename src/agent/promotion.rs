@@ -31,8 +31,8 @@ pub fn promote(
 ) -> Result<OrderResult, String> {
     let mut steps = Steps::new();
     receiver.silence(id, &mut steps)?;
+    check_numbers(timeline, first_placeholder)?;
     write_placeholders(timeline, first_placeholder).map_err(|e| format!("could not make placeholders: {e}"))?;
-    check_numbers(timeline)?;
     steps.done("placeholders");
     trigger().map_err(|e| format!("could not create file \"{}\": {e}", xlog::PROMOTE_FILE))?;
     await_production()?;
@@ -70,9 +70,11 @@ fn write_placeholders(timeline: Timeline, first: Timeline) -> io::Result<()> {
 }
 
 /// Will PostgreSQL choose the wanted number? It takes the first free one after the timeline it replays.
-fn check_numbers(timeline: Timeline) -> Result<(), String> {
+fn check_numbers(timeline: Timeline, first_placeholder: Timeline) -> Result<(), String> {
     let own = recovery::replayed().ok_or("replay has not begun")?.timeline;
-    let taken = |number| Path::new(&history::path(number)).exists();
+    let taken = |number: Timeline| {
+        (first_placeholder..timeline).contains(&number) || Path::new(&history::path(number)).exists()
+    };
     match (own + 1..=timeline).find(|number| !taken(*number)) {
         Some(free) if free == timeline => Ok(()),
         Some(free) => Err(format!("timeline {free} would be opened instead of {timeline}")),

@@ -26,8 +26,11 @@ const PATIENCE: Duration = Duration::from_millis(10);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How often the startup process is told to try again while a new leader is not streaming yet.
 pub const NUDGE_PERIOD: Duration = Duration::from_millis(100);
-/// For how long; afterwards PostgreSQL's own pace will do, and the archive is let in again.
-const NUDGE_LIMIT: Duration = Duration::from_secs(5);
+/// For how long; afterwards PostgreSQL's own pace will do, and the archive is let in.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// Why an order that waited was given up.
+pub const SUPERSEDED: &str = "a newer order was given, or the server is being stopped";
 
 /// What this node receives, and from whom.
 pub struct Receiver {
@@ -37,8 +40,8 @@ pub struct Receiver {
     certain: bool,
     /// Set while a new leader is not streaming yet.
     nudge_until: Option<Instant>,
-    /// When the leader was last changed.
-    followed: Instant,
+    /// When WAL was last being streamed, or a leader chosen.
+    silent_since: Instant,
 }
 
 impl Receiver {
@@ -53,7 +56,7 @@ impl Receiver {
             retry_interval: Some(RETRY_INTERVAL),
             epoch: text(c"biha.receiver_epoch").parse().unwrap_or(0),
         };
-        Receiver { conf, certain: false, nudge_until: None, followed: Instant::now() }
+        Receiver { conf, certain: false, nudge_until: None, silent_since: Instant::now() }
     }
 
     /// Stops receiving, durably, and reads the position. See [`biha_core::Order::StopReceiving`].
@@ -71,7 +74,10 @@ impl Receiver {
     pub fn await_end(&mut self, id: OrderId, timeout: Millis) -> Result<OrderResult, String> {
         let period = Duration::from_millis(2);
         let end = Instant::now() + Duration::from_millis(timeout);
-        while Instant::now() < end && !given_up(id) {
+        while Instant::now() < end {
+            if given_up(id) {
+                return Err(SUPERSEDED.to_owned());
+            }
             if walreceiver::state() != State::Streaming && position::read().is_ok_and(|end| end.complete) {
                 break;
             }
@@ -113,8 +119,8 @@ impl Receiver {
             ..self.conf.clone()
         };
         self.put_in_force(id, conf, &mut steps)?;
-        self.followed = Instant::now();
-        self.nudge_until = Some(self.followed + NUDGE_LIMIT);
+        self.silent_since = Instant::now();
+        self.nudge_until = Some(self.silent_since + SETTLED);
         log!("following node {leader} ({steps})");
         Ok(OrderResult::Done)
     }
@@ -133,7 +139,7 @@ impl Receiver {
                 return Err("the startup process does not read its settings".to_owned());
             }
             if given_up(id) {
-                return Err("superseded".to_owned());
+                return Err(SUPERSEDED.to_owned());
             }
             free_replay();
         }
@@ -156,19 +162,19 @@ impl Receiver {
         Ok(())
     }
 
-    /// Work between orders: makes a new leader's stream come up fast, and once its timeline is reached, lets
-    /// the archive in again; keeps `synchronous_standby_names` as the configuration says.
+    /// Work between orders: makes a new leader's stream come up fast, lets the archive in where it does not come
+    /// up at all, and keeps `synchronous_standby_names` as the configuration says.
     pub fn keep(&mut self, status: &board::Status) {
+        let streaming = walreceiver::state() == State::Streaming;
+        if streaming {
+            self.silent_since = Instant::now();
+        }
         if recovery::in_progress() {
-            self.nudge();
+            self.nudge(streaming);
         }
         let mut conf = self.conf.clone();
         conf.synchronous_standby_names = synchronous_standby_names(&status.config);
-        // Once replay is on the leader's timeline, PostgreSQL looks for no older one's segments.
-        let arrived = recovery::replayed().is_some_and(|position| position.timeline == status.term.0);
-        if !conf.primary_conninfo.is_empty() && arrived && self.settled() {
-            conf.blank_restore_command = false;
-        }
+        conf.blank_restore_command = !self.needs_archive(status);
         if differ(&self.conf, &conf) {
             if let Err(text) = self.write(conf) {
                 pgrx::warning!("{text}");
@@ -176,20 +182,21 @@ impl Receiver {
         }
     }
 
+    /// The archive is let in only while its leader has not given this node anything for a while: a slow
+    /// `restore_command` would hold up an election. And only on the leader's timeline: PostgreSQL then looks for no
+    /// older one's segments, which may belong to a dead branch.
+    fn needs_archive(&self, status: &board::Status) -> bool {
+        let arrived = recovery::replayed().is_some_and(|position| position.timeline == status.term.0);
+        !self.conf.primary_conninfo.is_empty() && arrived && self.silent_since.elapsed() > SETTLED
+    }
+
     /// Wakes the startup process if the stream from a new leader is not up yet.
-    fn nudge(&mut self) {
+    fn nudge(&mut self, streaming: bool) {
         match self.nudge_until {
-            Some(end) if walreceiver::state() == State::Streaming || Instant::now() > end => {
-                self.nudge_until = None;
-            }
+            Some(end) if streaming || Instant::now() > end => self.nudge_until = None,
             Some(_) if walreceiver::state() == State::Stopped => recovery::wake(),
             _ => {}
         }
-    }
-
-    /// Has the change of leader been long enough ago? Until then the disk has better things to do.
-    fn settled(&self) -> bool {
-        self.followed.elapsed() > NUDGE_LIMIT
     }
 
     /// True while [`Receiver::keep`] is to be called every [`NUDGE_PERIOD`].
@@ -223,7 +230,7 @@ fn stop_receiver(id: OrderId) -> Result<(), String> {
     });
     match walreceiver::state() {
         State::Stopped => Ok(()),
-        _ if stopped => Err("superseded".to_owned()),
+        _ if stopped => Err(SUPERSEDED.to_owned()),
         _ => Err("the WAL receiver does not end".to_owned()),
     }
 }

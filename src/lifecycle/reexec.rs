@@ -1,20 +1,22 @@
 //! The same server once more, in the same process.
 
 use std::ffi::{CString, OsString};
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use super::argv::{self, Paths};
-use crate::paths;
-use crate::pg::{exec, postmaster};
+use crate::pg::exec::{self, Output};
+use crate::pg::postmaster;
 
 /// How this server was started.
 pub struct Image {
     arguments: Vec<CString>,
     pgdata: Option<PathBuf>,
+    /// Standard output and error before the first logger took them. A new image that began with the logger's pipe
+    /// would pass it on to its own logger, and so keep the old one alive.
+    output: Option<Output>,
 }
 
 impl Image {
@@ -33,29 +35,17 @@ impl Image {
             .map(|argument: OsString| CString::new(argument.into_vec()).map_err(io::Error::other))
             .collect::<io::Result<_>>()?;
         let pgdata = argv::absolute_pgdata(std::env::var_os("PGDATA").as_deref(), &cmdline, &paths);
-        Ok(Image { arguments, pgdata })
+        let output = postmaster::collects_log().then(Output::save).transpose()?;
+        Ok(Image { arguments, pgdata, output })
     }
 
     /// Becomes it. Signals must be blocked: one that comes from now on is the new image's. Returns only if
     /// that fails.
     pub fn start(&self) -> io::Error {
-        // The logger's pipe must not be the new image's output: its own logger would inherit the pipe and so
-        // keep the old logger alive. What was there before the first logger may be somebody's pipe, so it was
-        // not kept open either: who waits for its end, as $(pg_ctl start) does, would wait for ever.
-        let mut logger = None;
-        if postmaster::collects_log() {
-            let early = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(paths::RESTART_LOG)
-                .or_else(|_| OpenOptions::new().write(true).open("/dev/null"));
-            match early.and_then(|file| exec::redirect_output(&file)) {
-                Ok(old) => logger = Some(old),
-                Err(error) => return error,
-            }
-        }
+        let logger = match self.output.as_ref().map(Output::put_back).transpose() {
+            Ok(logger) => logger,
+            Err(error) => return error,
+        };
         if let Some(pgdata) = &self.pgdata {
             exec::set_variable("PGDATA", Some(pgdata.as_os_str()));
         }
@@ -66,7 +56,7 @@ impl Image {
         };
         if let Some(logger) = logger {
             // Nothing more can be done if this fails too.
-            let _ = exec::restore_output(&logger);
+            let _ = logger.put_back();
         }
         error
     }

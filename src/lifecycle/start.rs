@@ -6,10 +6,11 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use biha_core::PromotionIntent;
+use biha_core::{NodeId, PromotionIntent};
+use biha_io::{Identity, StateFiles};
 
 use super::aside::sync_directory;
-use crate::paths;
+use crate::{guc, paths};
 use crate::pg::{control, serverconf::ServerConf, settings};
 
 const STANDBY_SIGNAL: &str = "standby.signal";
@@ -52,6 +53,10 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
         hint: "A member of a biha cluster starts only as a standby.",
     };
     create_standby_signal().map_err(|e| doing("create file \"standby.signal\"", &e))?;
+    let removed = clear_unfinished_promotion().map_err(|e| doing("remove unused history files", &e))?;
+    if !removed.is_empty() {
+        pgrx::log!("removed history files of a promotion that did not happen: {}", removed.join(", "));
+    }
     // The archive may hold a dead branch, so nothing is fetched from it either until a leader is known.
     let conf = ServerConf { blank_restore_command: true, ..ServerConf::default() };
     conf.write().map_err(|e| doing("write file \"pg_biha/server.conf\"", &e))?;
@@ -85,12 +90,20 @@ pub fn can_be_rewound() -> bool {
 
 /// Removes what a promotion that did not happen has left: the empty history files below its timeline, which would make
 /// recovery wait for ever, and that timeline's own, which nobody else has seen. Returns their names.
-pub fn clear_unfinished_promotion(intent: Option<PromotionIntent>) -> io::Result<Vec<String>> {
-    let Some(intent) = intent else { return Ok(Vec::new()) };
-    match control::read() {
-        Some(file) if file.timeline < intent.timeline => remove_histories(Path::new(WAL), intent),
+fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
+    let Some(file) = control::read() else { return Ok(Vec::new()) };
+    match promotion_intent(file.system_identifier) {
+        Some(intent) if file.timeline < intent.timeline => remove_histories(Path::new(WAL), intent),
         _ => Ok(Vec::new()),
     }
+}
+
+/// The promotion that this node had begun. A state file that cannot be used is not this node's memory; that is
+/// for the controller to say.
+fn promotion_intent(system_identifier: u64) -> Option<PromotionIntent> {
+    let node = NodeId(u32::try_from(guc::ID.get()).ok()?);
+    let identity = Identity { cluster: None, system_identifier, node };
+    StateFiles::new(Path::new(paths::DIR)).load_state(&identity).ok()?.promotion
 }
 
 fn remove_histories(wal: &Path, intent: PromotionIntent) -> io::Result<Vec<String>> {

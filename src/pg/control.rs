@@ -16,6 +16,8 @@ pub enum State {
 /// The parts of the control file that biha looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlFile {
+    /// The database system's identifier.
+    pub system_identifier: u64,
     /// How the server was stopped.
     pub state: State,
     /// The highest timeline that the data directory has WAL of.
@@ -42,6 +44,7 @@ pub fn read() -> Option<ControlFile> {
         _ => State::Unclean,
     };
     crc_ok.then_some(ControlFile {
+        system_identifier: file.system_identifier,
         state,
         timeline: file.checkPointCopy.ThisTimeLineID.max(file.minRecoveryPointTLI),
         checksums: file.data_checksum_version != 0,

@@ -1,9 +1,8 @@
 //! Becoming another image of the same process, and what must be put right before.
 
 use std::ffi::CString;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::ptr;
 
 /// Marks every descriptor above 2 to be closed by `execv`. Not closed at once: if `execv` fails, this process
@@ -24,26 +23,26 @@ pub fn close_others_on_exec() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a file this process's standard output and error. The old standard error is returned.
-pub fn redirect_output(file: &File) -> io::Result<OwnedFd> {
-    let old = std::os::fd::AsFd::as_fd(&io::stderr()).try_clone_to_owned()?;
-    put_output(file.as_raw_fd())?;
-    Ok(old)
-}
+/// Duplicates of this process's standard output and error, closed by `execv`.
+pub struct Output([OwnedFd; 2]);
 
-/// Makes a descriptor this process's standard output and error.
-pub fn restore_output(old: &OwnedFd) -> io::Result<()> {
-    put_output(old.as_raw_fd())
-}
-
-fn put_output(fd: i32) -> io::Result<()> {
-    for standard in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
-        // SAFETY: both are descriptors of this process.
-        if unsafe { libc::dup2(fd, standard) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+impl Output {
+    /// Keeps what they are now.
+    pub fn save() -> io::Result<Self> {
+        Ok(Output([io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?]))
     }
-    Ok(())
+
+    /// Makes them that again. What they were meanwhile is returned.
+    pub fn put_back(&self) -> io::Result<Self> {
+        let now = Self::save()?;
+        for (kept, standard) in self.0.iter().zip([libc::STDOUT_FILENO, libc::STDERR_FILENO]) {
+            // SAFETY: both are descriptors of this process.
+            if unsafe { libc::dup2(kept.as_raw_fd(), standard) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(now)
+    }
 }
 
 /// Sets or removes a variable of the environment. Only where this process has one thread.

@@ -12,6 +12,12 @@ pub fn in_progress() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Has recovery reached a consistent state, so that read-only sessions are let in, or ended?
+pub fn past_startup() -> bool {
+    // SAFETY: reads shared memory.
+    !in_progress() || unsafe { pg_sys::HotStandbyActive() }
+}
+
 /// End of the last record replayed, and the timeline of that record; `None` before replay has begun.
 pub fn replayed() -> Option<Position> {
     let mut timeline = 0;

@@ -214,6 +214,7 @@ impl Run {
         let begin = self.cluster.now;
         let end = begin + PATIENCE.0 * timeout + PATIENCE.1;
         while self.cluster.now < end && self.leader().is_none() {
+            self.mend();
             self.work(20)?;
         }
         let Some(leader) = self.leader() else { return Err("no leader in time".to_owned()) };

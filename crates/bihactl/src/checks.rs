@@ -2,7 +2,7 @@
 //! learns everything at once.
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -85,7 +85,10 @@ pub fn new_directory(findings: &mut Findings, dir: &DataDir) {
     match dir.content {
         Content::Missing | Content::Empty | Content::Unfinished => {}
         Content::Cluster(_) if dir.biha => {
-            findings.error(format!("\"{path}\" is a biha node already"), "");
+            findings.error(
+                format!("\"{path}\" is a biha node already"),
+                "If an earlier bihactl was killed while it made this node, remove the directory.",
+            );
         }
         Content::Cluster(version) => findings.error(
             format!("\"{path}\" holds a PostgreSQL {version} server"),
@@ -169,6 +172,15 @@ fn is_free(port: u16) -> bool {
             Ok(_) => true,
             Err(e) => e.kind() != std::io::ErrorKind::AddrInUse,
         }
+}
+
+/// A file that a result goes to.
+pub fn writable(findings: &mut Findings, file: &Path) {
+    let directory = std::path::absolute(file).ok().and_then(|file| file.parent().map(Path::to_owned));
+    let may = directory.is_some_and(|dir| rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK).is_ok());
+    if !may || file.is_dir() {
+        findings.error(format!("\"{}\" cannot be written", file.display()), "");
+    }
 }
 
 /// Where the other nodes reach this one.
@@ -288,6 +300,14 @@ mod tests {
         assert_eq!(texts(|f| convert(f, &settings, &control, true)).len(), 1);
         let control = Control { state: "shut down in recovery".into(), ..control };
         assert_eq!(texts(|f| convert(f, &settings, &control, false)).len(), 1);
+    }
+
+    #[test]
+    fn a_result_file_needs_a_writable_directory() {
+        let dir = tempfile::tempdir().expect("directory");
+        assert_eq!(texts(|f| writable(f, &dir.path().join("magic"))).len(), 0);
+        assert_eq!(texts(|f| writable(f, &dir.path().join("missing/magic"))).len(), 1);
+        assert_eq!(texts(|f| writable(f, dir.path())).len(), 1);
     }
 
     #[test]

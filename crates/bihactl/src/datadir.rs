@@ -84,7 +84,7 @@ impl DataDir {
             running: running(&path)?,
             standby: there("standby.signal"),
             recovery: there("recovery.signal"),
-            biha: there("pg_biha/biha.conf") && content != Content::Unfinished,
+            biha: there("pg_biha/biha.conf") && matches!(content, Content::Cluster(_)),
             tablespaces: entries("pg_tblspc"),
             path,
         })
@@ -106,6 +106,10 @@ fn content(path: &Path) -> Result<Content> {
     }
     if path.join(UNFINISHED).exists() {
         return Ok(Content::Unfinished);
+    }
+    // initdb and pg_basebackup write the control file last: without it they were cut short.
+    if !path.join("global/pg_control").exists() {
+        return Ok(Content::Other);
     }
     let version = files::read_text(&path.join("PG_VERSION"))?;
     Ok(version.and_then(|text| text.trim().parse().ok()).map_or(Content::Other, Content::Cluster))
@@ -191,6 +195,9 @@ mod tests {
         fs::write(path.join("x"), "").expect("written");
         assert_eq!(content(), Content::Other);
         fs::write(path.join("PG_VERSION"), "15\n").expect("written");
+        assert_eq!(content(), Content::Other, "cut short");
+        fs::create_dir(path.join("global")).expect("made");
+        fs::write(path.join("global/pg_control"), "").expect("written");
         assert_eq!(content(), Content::Cluster(15));
         fs::create_dir(path.join("pg_biha")).expect("made");
         fs::write(path.join(UNFINISHED), "").expect("written");

@@ -23,7 +23,10 @@ pub fn read_text(path: &Path) -> Result<Option<String>> {
 /// directory. A new file gets `mode`. A symbolic link stays one: what it points to is replaced.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let context = || format!("could not write \"{}\"", path.display());
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = match fs::canonicalize(path) {
+        Ok(path) => path,
+        Err(_) => std::path::absolute(path).with_context(context)?,
+    };
     let directory = path.parent().unwrap_or(Path::new("/"));
     let mut file = NamedTempFile::with_prefix_in(".bihactl-", directory).with_context(context)?;
     file.write_all(content).with_context(context)?;

@@ -3,12 +3,14 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, test_kill_process_group};
 
 use crate::interrupt;
 
@@ -130,6 +132,8 @@ pub fn run(command: &mut Command, show: Show) -> Result<String> {
     if show == Show::Failure {
         command.stderr(err.try_clone()?);
     }
+    // A group of its own: pg_basebackup has a child that would outlive it.
+    command.process_group(0);
     let mut child = command.spawn().with_context(|| format!("could not run {name}"))?;
     let pid = Pid::from_child(&child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
@@ -140,18 +144,21 @@ pub fn run(command: &mut Command, show: Show) -> Result<String> {
         }
         if interrupt::requested() && !told {
             told = true;
-            kill_process(pid, Signal::TERM)?;
+            kill_process_group(pid, Signal::TERM)?;
         }
         // The limit is for a signal that comes between the look above and the wait.
         let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
         match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&limit)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
     };
     let mut text = String::new();
     out.seek(SeekFrom::Start(0))?;
     out.read_to_string(&mut text)?;
+    if told {
+        await_group(pid)?;
+    }
     interrupt::check()?;
     if !status.success() {
         let mut errors = String::new();
@@ -160,6 +167,21 @@ pub fn run(command: &mut Command, show: Show) -> Result<String> {
         bail!("{name} failed ({status})\n{}{}", text, errors.trim_end());
     }
     Ok(text)
+}
+
+/// Waits for the last process of a group that was told to end: until then it may still write.
+fn await_group(group: Pid) -> Result<()> {
+    let look = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+    for _ in 0..500 {
+        if test_kill_process_group(group) == Err(Errno::SRCH) {
+            return Ok(());
+        }
+        match poll(&mut [], Some(&look)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(kill_process_group(group, Signal::KILL)?)
 }
 
 #[cfg(test)]

@@ -65,6 +65,8 @@ fn a_cluster_is_made_and_grows() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused).contains("not a member"));
 
+    let query = "SELECT pg_create_physical_replication_slot('biha_node_1', true)";
+    world.tool("psql", &["-qAtX", "-h", "127.0.0.1", "-p", &two.0, "-U", "postgres", "biha_db", "-c", query]);
     world.stop(&world.path("n2").display().to_string());
     let remove = world.bihactl(&["remove", "-D", &data, "--id", "2"]);
     assert!(remove.status.success());
@@ -128,6 +130,8 @@ fn leave(world: &World, ports: &(String, String)) {
     let left = world.bihactl(&["remove", "-D", &data, "--bindir", &bindir]);
     assert!(left.status.success(), "{}", text(&left));
     assert!(world.path("n2/pg_biha.removed/pg_biha/biha.state").exists());
+    assert!(world.path("n2/pg_biha.removed/pg_replslot/biha_node_1/state").exists());
+    assert_eq!(fs::read_dir(world.path("n2/pg_replslot")).expect("there").count(), 0);
     let conf = fs::read_to_string(world.path("n2/postgresql.conf")).expect("read");
     assert!(!conf.contains("postgresql.biha.conf"));
     assert!(conf.contains(&format!("port = '{}'", ports.0)), "it keeps its port");
@@ -231,12 +235,7 @@ fn a_standby_of_the_leader_becomes_a_follower() {
     let world = World::new();
     let (one, two) = (ports(), ports());
     let data = world.path("n1").display().to_string();
-    let output = init(
-        &world,
-        &data,
-        &one,
-        &["--start", "--magic-file", world.path("magic").to_str().expect("a path")],
-    );
+    let output = init(&world, &data, &one, &["--start", "--magic-file", "magic"]);
     assert!(output.status.success() && output.stdout.is_empty());
     assert_eq!(mode(&world.path("magic")), 0o600);
     let standby = world.path("n2").display().to_string();

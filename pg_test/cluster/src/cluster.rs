@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::client::Address;
 use crate::network::{CLIENT, Namespaces, Network, address};
 use crate::node::Node;
+use crate::process::adopt_orphans;
 use crate::provision;
 use crate::run::{Runner, base_directory, copy_program, find_bihactl, make_directory, pg_bindir};
 use crate::wait::wait_until;
@@ -113,6 +114,7 @@ impl Builder {
     /// Directory, network and programs, but no node yet.
     pub fn prepare(self) -> Result<Cluster> {
         static MADE: AtomicU32 = AtomicU32::new(0);
+        adopt_orphans()?;
         let keep = self.directory.is_some() || env::var_os("BIHA_KEEP").is_some();
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let directory = self

@@ -30,8 +30,9 @@ pub const fn expect(pattern: &'static str, why: &'static str) -> Expected {
 }
 
 /// What any scenario may see: the oracle's clients dial servers that start and stop, and its writes reach
-/// servers that take none.
-pub const ANYWHERE: [Expected; 6] = [
+/// servers that take none. And a server with biha starts by receiving from nobody.
+pub const ANYWHERE: [Expected; 7] = [
+    expect("startup*WARNING:  specified neither primary_conninfo nor restore_command", "every start of biha"),
     expect("FATAL:  the database system is starting up", "a client dials a server that starts"),
     expect("FATAL:  the database system is shutting down", "a client dials a server that stops"),
     expect("FATAL:  the database system is not yet accepting connections", "a client dials too early"),

@@ -87,6 +87,9 @@ impl Node {
 
     /// `pg_ctl start`, until the server answers.
     pub fn start(&self) -> Result<()> {
+        if let Some(pid) = self.lock_file().filter(|pid| !process::alive(*pid)) {
+            process::wait_reaped(pid, ANSWER)?;
+        }
         run(self.pg_ctl("start").arg("-l").arg(&self.log).arg("-w")).map(drop)
     }
 
@@ -107,8 +110,13 @@ impl Node {
 
     /// The postmaster's process, if the server runs.
     pub fn postmaster(&self) -> Option<i32> {
+        self.lock_file().filter(|pid| process::alive(*pid))
+    }
+
+    /// The process in postmaster.pid, living or not.
+    fn lock_file(&self) -> Option<i32> {
         let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
-        text.lines().next()?.trim().parse().ok().filter(|pid| process::alive(*pid))
+        text.lines().next()?.trim().parse().ok()
     }
 
     fn running_postmaster(&self) -> Result<i32> {
@@ -279,8 +287,9 @@ impl Node {
     pub fn dump(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        let tail = lines[lines.len().saturating_sub(40)..].join("\n    ");
+        // The oracle's own refusals fill the log; they are counted elsewhere.
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains("] client backend ")).collect();
+        let tail = lines[lines.len().saturating_sub(60)..].join("\n    ");
         let limit = Duration::from_secs(2);
         let status = client::query(&self.address, "biha_db", "SELECT s::text FROM biha.status_v s", limit);
         let status = match status {

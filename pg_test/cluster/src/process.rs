@@ -1,6 +1,9 @@
 //! Processes of a server, found by their working directory: PostgreSQL and everything it starts works in the
 //! data directory. So a re-executed postmaster, an orphaned worker and a running pg_rewind are found as well,
 //! and nothing that is not ours ever is.
+//!
+//! The harness adopts the servers' orphans ([`adopt_orphans`]) and reaps them at once: a killed postmaster that
+//! nobody has reaped keeps its lock file valid, and init may take seconds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 
 use crate::wait::wait_for;
 
@@ -24,6 +27,8 @@ pub struct Process {
     pub state: char,
     /// CPU time used so far, user and system, in clock ticks of 10 ms.
     pub ticks: u64,
+    /// Name of its program.
+    pub command: String,
     /// Its title, as in ps.
     pub title: String,
 }
@@ -33,13 +38,30 @@ pub fn in_directory(dir: &Path) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<Process> = entries
         .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| works_in(*pid, dir))
-        .filter_map(read)
-        .filter(|process| process.state != 'Z')
+        .filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?))
+        .filter(|process| !reaped(process) && process.state != 'Z' && works_in(process.pid, dir))
         .collect();
     found.sort_by_key(|process| process.pid);
     found
+}
+
+/// From now on orphans below this process become its children.
+pub fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(Some(getpid())).context("could not become the reaper of the servers' orphans")
+}
+
+/// Reaps a server process that has ended and is ours.
+fn reaped(process: &Process) -> bool {
+    let ours = process.parent == getpid().as_raw_nonzero().get() && process.command == "postgres";
+    let Some(pid) = Pid::from_raw(process.pid).filter(|_| ours && process.state == 'Z') else { return false };
+    matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(Some(_)))
+}
+
+/// Waits until a process that ends, or has ended, is gone altogether, its number included.
+pub fn wait_reaped(pid: i32, timeout: Duration) -> Result<()> {
+    wait_for(&format!("process {pid} to be gone"), timeout, || {
+        read(pid).is_none_or(|process| reaped(&process))
+    })
 }
 
 fn works_in(pid: i32, dir: &Path) -> bool {
@@ -49,7 +71,8 @@ fn works_in(pid: i32, dir: &Path) -> bool {
 fn read(pid: i32) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field, the command's name in parentheses, may hold anything; the rest follows its last ')'.
-    let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+    let (begin, end) = (stat.find('(')?, stat.rfind(')')?);
+    let fields: Vec<&str> = stat[end + 1..].split_whitespace().collect();
     let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     let title = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let title = String::from_utf8_lossy(&title).replace('\0', " ").trim().to_string();
@@ -58,6 +81,7 @@ fn read(pid: i32) -> Option<Process> {
         parent: fields.get(1)?.parse().ok()?,
         state: fields.first()?.chars().next()?,
         ticks,
+        command: stat[begin + 1..end].to_string(),
         title,
     })
 }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::run::run;
+use crate::wait::wait_until;
 
 /// File with the cluster's magic string, for `bihactl add`.
 fn magic_file(cluster: &Cluster) -> PathBuf {
@@ -28,11 +29,16 @@ pub fn init(cluster: &Cluster, node: &Node) -> Result<()> {
     node.wait_state(&["LEADER_RW"], Duration::from_secs(30)).map(drop)
 }
 
-/// A further node: `bihactl add --start`.
+/// A further node: `bihactl add --start`, until it counts as a voter: nodes are added one at a time.
 pub fn add(cluster: &Cluster, node: &Node) -> Result<()> {
     let mut command = bihactl(cluster, "add", node);
     command.arg("--start").arg("--log").arg(&node.log);
-    run(&mut command).map(drop)
+    run(&mut command)?;
+    let joining = format!("SELECT joining FROM biha.config() WHERE id = {}", node.id);
+    wait_until(&format!("node {} to be a voter", node.id), Duration::from_secs(30), || {
+        ensure!(cluster.leader()?.biha_value(&joining)? == "f", "it is still joining");
+        Ok(())
+    })
 }
 
 fn bihactl(cluster: &Cluster, action: &str, node: &Node) -> Command {
@@ -57,6 +63,7 @@ fn configure(cluster: &Cluster, node: &Node) -> Result<()> {
     let mut lines = format!(
         "\n# of the cluster tests\n\
          log_line_prefix = '%m [%p] %b %e '\n\
+         log_min_error_statement = panic\n\
          unix_socket_directories = '{}'\n\
          shared_buffers = '64MB'\n",
         cluster.directory.join("sockets").display()

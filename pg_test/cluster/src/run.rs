@@ -57,7 +57,13 @@ impl Runner {
 pub fn run(command: &mut Command) -> Result<String> {
     let output = output(command)?;
     let text = both_streams(&output);
-    ensure!(output.status.success(), "{command:?} failed ({}):\n{text}", output.status);
+    let words = || [command.get_program()].into_iter().chain(command.get_args()).map(OsStr::to_string_lossy);
+    ensure!(
+        output.status.success(),
+        "{} failed ({}):\n{text}",
+        words().collect::<Vec<_>>().join(" "),
+        output.status
+    );
     Ok(text)
 }
 

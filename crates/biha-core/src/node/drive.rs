@@ -1,7 +1,7 @@
 //! Orders to the server: what it should be doing, against what it was last told.
 
 use crate::event::EventKind;
-use crate::hardstate::{NodeErrorKind, PromotionIntent};
+use crate::hardstate::{NodeErrorKind, PromotionIntent, TimelineEntry};
 use crate::step::{Order, OrderId, OrderResult, Output};
 use crate::{Position, Timeline};
 
@@ -38,6 +38,7 @@ impl Node {
         }
         if self.server.production {
             // No incarnation resumes a leadership it did not win itself, and a demoted leader starts again.
+            self.own_up_to_timeline();
             return Some(Order::Restart { rewind: None, drain: false });
         }
         if self.wal == Wal::Unknown {
@@ -59,6 +60,21 @@ impl Node {
         if matches!(self.role, Role::Follower(_)) { self.follow_order() } else { None }
     }
 
+    /// Somebody promoted this server without an election: whoever is elected under the number of its timeline
+    /// later must not be taken for the one whose WAL is here.
+    fn own_up_to_timeline(&mut self) {
+        let Some(position) = self.server.hint else { return };
+        if self.hard.timelines.contains_key(&position.timeline) {
+            return;
+        }
+        let entry =
+            TimelineEntry { term: self.hard.term, leader: self.hard.node, fork: position.lsn };
+        self.hard.timelines.insert(position.timeline, entry);
+        self.know_timeline(position.timeline);
+        self.note(EventKind::Demoted, "the server was promoted without an election", Vec::new());
+        self.persist();
+    }
+
     fn give(&mut self, order: Order) {
         let id = self.next_order;
         self.next_order += 1;
@@ -68,9 +84,9 @@ impl Node {
                 self.wal = Wal::Receiving {
                     leader: *leader,
                     term: self.hard.term,
-                    since: self.now,
                     moved: self.now,
                     last: self.server.hint,
+                    failed: false,
                 };
             }
             Order::Restart { .. } => self.restarting = true,
@@ -118,10 +134,9 @@ impl Node {
             }
         }
         if matches!(order, Order::Follow { .. })
-            && let Wal::Receiving { since, moved, .. } = &mut self.wal
+            && let Wal::Receiving { failed, .. } = &mut self.wal
         {
-            // Nobody knows what is received now: stop, and begin again.
-            (*since, *moved) = (0, 0);
+            *failed = true;
         }
         self.no_order_before = self.now + RETRY_AFTER_FAILURE;
     }

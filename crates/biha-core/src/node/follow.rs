@@ -240,12 +240,12 @@ impl Node {
         Some(Order::Restart { rewind: Some(leader), drain: false })
     }
 
-    /// No WAL and no stream for `no_wal_on_follower`: worth a new connection.
+    /// No WAL and no stream for `no_wal_on_follower`, or an order that failed: worth a new connection.
     fn receiver_stalled(&self) -> bool {
         match self.wal {
-            Wal::Receiving { since, moved, .. } => {
+            Wal::Receiving { moved, failed, .. } => {
                 let patience = u64::from(self.config.settings.no_wal_on_follower);
-                !self.server.streaming && self.now >= since.max(moved) + patience
+                failed || !self.server.streaming && self.now >= moved + patience
             }
             _ => false,
         }

@@ -33,8 +33,10 @@ pub(super) struct Leader {
     open_until: Millis,
     /// Has been LEADER_RW in this term.
     served: bool,
-    /// Since when the gate is shut, and the walsenders not yet ended for it.
+    /// Since when the gate is shut.
     shut_since: Option<Millis>,
+    /// The walsenders were ended for it.
+    walsenders_ended: bool,
     pub handover: Handover,
     pub handing_over: Option<HandingOver>,
     pub change: Option<Change>,
@@ -75,6 +77,12 @@ impl Leader {
 
     pub(super) fn ack(&self, id: NodeId) -> Option<&Ack> {
         self.acks.get(&id)
+    }
+
+    /// May a commit that finds the gate shut wait for it to open? Not in a hand-over, and not for longer than a
+    /// hiccup lasts.
+    pub(super) fn is_worth_waiting_for(&self, now: Millis, timeout: Millis) -> bool {
+        self.keeps_office() && self.shut_since.is_none_or(|since| now < since + timeout)
     }
 
     /// No hand-over stands in the way of commits.
@@ -147,6 +155,7 @@ impl Node {
             open_until: 0,
             served: false,
             shut_since: Some(now),
+            walsenders_ended: false,
             handover: Handover::default(),
             handing_over: None,
             change: None,
@@ -271,7 +280,10 @@ impl Node {
             leader.open_until = until;
             match (was_open, open) {
                 (true, false) => leader.shut_since = Some(now),
-                (false, true) => leader.shut_since = None,
+                (false, true) => {
+                    leader.shut_since = None;
+                    leader.walsenders_ended = false;
+                }
                 _ => {}
             }
         }
@@ -334,8 +346,9 @@ impl Node {
                 .then_some(Order::Promote { timeline: leader.term.0, first_placeholder: own_timeline + 1 });
         }
         let lost = leader.lease(config, me, now) <= now;
-        if lost && leader.shut_since.is_some_and(|since| now >= since + timeout) {
-            leader.shut_since = None;
+        let long = leader.shut_since.is_some_and(|since| now >= since + timeout);
+        if lost && long && !leader.walsenders_ended {
+            leader.walsenders_ended = true;
             return Some(Order::EndWalsenders);
         }
         None

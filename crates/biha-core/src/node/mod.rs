@@ -106,8 +106,8 @@ enum Wal {
     Unknown,
     /// Nothing is received; it ends here.
     Stopped { position: Position },
-    /// Being received from this leader of this term.
-    Receiving { leader: NodeId, term: Term, since: Millis, moved: Millis, last: Option<Position> },
+    /// Being received from this leader of this term; `failed` if nobody knows whether it is.
+    Receiving { leader: NodeId, term: Term, moved: Millis, last: Option<Position>, failed: bool },
 }
 
 /// The leader of the current term, as last heard.
@@ -410,6 +410,9 @@ impl Node {
                 self.hard.rewind = RewindState::Done(self.hard.term);
                 self.hard.lower_bound = None;
                 self.hard.error = None;
+                // What this node itself had opened is no part of its WAL any more.
+                let me = self.hard.node;
+                self.hard.timelines.retain(|_, entry| entry.leader != me);
             }
             (_, Some(Err(text))) => {
                 self.hard.rewind = RewindState::None;

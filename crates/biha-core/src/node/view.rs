@@ -32,6 +32,8 @@ pub struct View {
     pub leader: Option<NodeId>,
     /// Its own state.
     pub state: NodeState,
+    /// It leads, and a commit that finds the gate shut may wait for it to open.
+    pub worth_waiting: bool,
     /// All members, itself included.
     pub members: Vec<MemberView>,
 }
@@ -67,7 +69,11 @@ impl Node {
             _ => self.heard.as_ref().filter(|h| h.dead.is_none()).map(|h| h.id),
         };
         let members = self.config.members.keys().map(|id| self.member_view(*id)).collect();
-        View { term: self.hard.term, leader, state: self.state(), members }
+        let worth_waiting = match &self.role {
+            Role::Leader(leader) => leader.is_worth_waiting_for(self.now, self.timeout()),
+            _ => false,
+        };
+        View { term: self.hard.term, leader, state: self.state(), worth_waiting, members }
     }
 
     fn member_view(&self, id: NodeId) -> MemberView {

@@ -158,7 +158,8 @@ impl Cluster {
         host.controller = None;
         host.order = None;
         host.traced = None;
-        host.backlog.retain(|w| !matches!(w, What::Deliver(..) | What::Lost(..) | What::Tick(_)));
+        (host.frozen, host.stalled) = (false, false);
+        host.backlog.clear();
         if !host.power {
             return;
         }
@@ -174,7 +175,7 @@ impl Cluster {
 
     /// The controller process is killed: a crash restart brings both back.
     pub fn kill_controller(&mut self, id: NodeId) {
-        if self.host(id).controller.is_none() {
+        if self.host(id).controller.is_none() || self.host(id).frozen {
             return;
         }
         self.controller_gone(id);
@@ -185,6 +186,9 @@ impl Cluster {
 
     /// The postmaster is killed: the controller says its last word and ends.
     pub fn kill_postmaster(&mut self, id: NodeId) {
+        if self.host(id).frozen || self.host(id).stalled {
+            return;
+        }
         self.host_mut(id).stopped = true;
         self.step(id, Input::Stop(Goodbye::PostmasterDied));
         self.controller_gone(id);
@@ -215,7 +219,8 @@ impl Cluster {
 
     /// The operator stops the node.
     pub fn stop(&mut self, id: NodeId) {
-        if self.host(id).controller.is_none() {
+        let host = self.host(id);
+        if host.controller.is_none() || host.frozen || host.stalled {
             return;
         }
         self.host_mut(id).stopped = true;
@@ -241,12 +246,14 @@ impl Cluster {
 
     /// Nothing runs on the host any more; its clock goes on.
     pub fn freeze(&mut self, id: NodeId) {
-        self.host_mut(id).frozen = true;
+        let host = self.host_mut(id);
+        host.frozen = host.controller.is_some();
     }
 
     /// The controller alone does not run any more.
     pub fn stall(&mut self, id: NodeId) {
-        self.host_mut(id).stalled = true;
+        let host = self.host_mut(id);
+        host.stalled = host.controller.is_some();
     }
 
     pub fn thaw(&mut self, id: NodeId) {

@@ -32,6 +32,9 @@ pub fn run(args: &Init) -> Result<()> {
     let (dir, tools) = shared::probe(&args.node)?;
     checks::host(&mut findings, &args.node.host);
     checks::tools(&mut findings, &tools, &tools.missing_files());
+    if let Some(file) = &args.magic_file {
+        checks::writable(&mut findings, file);
+    }
     common_settings(&mut findings, args);
     if args.convert { convert(args, &dir, tools, findings) } else { fresh(args, &dir, tools, findings) }
 }

@@ -149,20 +149,35 @@ fn take_out(args: &Remove, dir: &DataDir, layout: &Layout, hba_file: &Path, conf
     if let Some(text) = files::read_text(hba_file)? {
         files::edit(hba_file, remove_hba(&text).as_bytes(), 0o600, &mut undo)?;
     }
-    fs::create_dir(&aside).with_context(|| format!("could not make \"{}\"", aside.display()))?;
-    let made = aside.clone();
-    undo.push(format!("remove \"{}\"", made.display()), move || Ok(fs::remove_dir(&made)?));
+    put_aside(dir, &aside, &mut undo)?;
+    files::sync_directory(&dir.path)?;
+    undo.keep();
+    tell(dir);
+    Ok(())
+}
+
+/// Moves biha's files, and the slots it kept for the other members: they would hold WAL for ever.
+fn put_aside(dir: &DataDir, aside: &Path, undo: &mut Undo) -> Result<()> {
+    let slots = fs::read_dir(dir.file("pg_replslot")).into_iter().flatten().flatten();
+    let slots = slots.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut moves: Vec<(PathBuf, PathBuf)> = slots
+        .filter(|name| name.starts_with("biha_node_"))
+        .map(|name| (dir.file("pg_replslot").join(&name), aside.join("pg_replslot").join(name)))
+        .collect();
     for name in ["pg_biha", BIHA_CONF_FILE, HBA_COPY_FILE] {
-        let (from, to) = (dir.file(name), aside.join(name));
+        moves.push((dir.file(name), aside.join(name)));
+    }
+    for directory in [aside.to_owned(), aside.join("pg_replslot")] {
+        fs::create_dir(&directory).with_context(|| format!("could not make \"{}\"", directory.display()))?;
+        undo.push(format!("remove \"{}\"", directory.display()), move || Ok(fs::remove_dir(&directory)?));
+    }
+    for (from, to) in moves {
         if from.symlink_metadata().is_ok() {
             fs::rename(&from, &to).with_context(|| format!("could not move \"{}\"", from.display()))?;
             undo.push(format!("move \"{}\" back", to.display()), move || Ok(fs::rename(&to, &from)?));
         }
     }
-    files::sync_directory(&dir.path)?;
-    undo.keep();
-    tell(dir);
-    Ok(())
+    Ok(files::sync_directory(&dir.file("pg_replslot"))?)
 }
 
 fn tell(dir: &DataDir) {

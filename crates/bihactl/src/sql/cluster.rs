@@ -149,11 +149,11 @@ fn fill_lags(view: &mut ClusterView, client: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// Connects to the leader, asking any member where it is. `None` if that member knows of none.
+/// Connects to the leader, asking any member where it is. `None` if that member hears of none.
 pub fn leader_of(login: &Login) -> Result<Option<(Client, ClusterView)>> {
     let mut client = login.connect()?;
     let view = look(&mut client, login)?;
-    let Some(leader) = view.leader() else { return Ok(None) };
+    let Some(leader) = view.leader().filter(|leader| leader.online) else { return Ok(None) };
     let standby: bool = client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0);
     if standby {
         client = login.at(&leader.host, leader.port).connect()?;

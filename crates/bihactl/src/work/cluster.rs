@@ -1,16 +1,22 @@
 //! Steps that speak with the leader of the cluster that a node joins.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use biha_core::{NodeId, image};
 use postgres::error::SqlState;
 
 use super::{Leader, Work};
+use crate::interrupt;
 use crate::outcome::refused;
 use crate::sql::describe;
 use crate::tools::{Show, run};
 use crate::ui;
+
+/// How long the leader has to make a slot.
+const SLOT_PATIENCE: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(50);
 
 impl Work {
     fn leader(&self) -> Result<Leader> {
@@ -52,13 +58,20 @@ impl Work {
         Ok(())
     }
 
+    /// The cluster makes the slot of a new member by itself, within moments. If it does not, it is made here.
     pub(super) fn create_slot(&mut self) -> Result<()> {
         let leader = self.leader()?;
-        let query = "SELECT pg_create_physical_replication_slot($1, true) \
-                     WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $2)";
+        let mut client = leader.client.borrow_mut();
         let slot = self.slot();
-        match leader.client.borrow_mut().execute(query, &[&slot, &slot]) {
-            // The leader has just made it.
+        let start = Instant::now();
+        while start.elapsed() < SLOT_PATIENCE {
+            if client.query_opt("SELECT FROM pg_replication_slots WHERE slot_name = $1", &[&slot])?.is_some()
+            {
+                return Ok(());
+            }
+            interrupt::pause(POLL)?;
+        }
+        match client.execute("SELECT pg_create_physical_replication_slot($1, true)", &[&slot]) {
             Err(e) if e.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),
             Err(e) => bail!(describe(&e)),
             Ok(_) => Ok(()),

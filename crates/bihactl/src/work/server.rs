@@ -197,9 +197,8 @@ impl Work {
         let mut last = "not reachable".to_owned();
         while start.elapsed() < self.timeout {
             match self.own_state() {
-                Ok(Some(state)) if state == wanted => return Ok(()),
-                Ok(Some(state)) => last = state,
-                Ok(None) => "without a state".clone_into(&mut last),
+                Ok(state) if state == wanted => return Ok(()),
+                Ok(state) => last = state,
                 Err(e) => last = format!("not reachable: {e:#}"),
             }
             if datadir::running(&self.layout.pgdata)?.is_none() {
@@ -215,7 +214,7 @@ impl Work {
         )))
     }
 
-    fn own_state(&self) -> Result<Option<String>> {
+    fn own_state(&self) -> Result<String> {
         let server = datadir::running(&self.layout.pgdata)?.context("the server does not run")?;
         let host = if server.socket_dir.is_empty() { "localhost".to_owned() } else { server.socket_dir };
         let login = Login {
@@ -225,7 +224,10 @@ impl Work {
             password: Some(self.secrets.password.clone()),
         };
         let view = look(&mut login.connect()?, &login)?;
-        Ok(i32::try_from(self.node.id).ok().and_then(|id| view.node(id)?.state.clone()))
+        let Some(node) = view.node(i32::try_from(self.node.id)?) else { return Ok("no member".to_owned()) };
+        let state = node.state.as_deref().unwrap_or("without a state");
+        // The next node can be added only when this one is a voter.
+        Ok(if node.joining { format!("{state}, still joining") } else { state.to_owned() })
     }
 }
 

@@ -9,9 +9,9 @@ CREATE FUNCTION biha.config(
     OUT joining bool, OUT can_be_leader bool, OUT can_vote bool, OUT lossless bool, OUT lossless_why text
 ) RETURNS SETOF record LANGUAGE sql AS $$
     SELECT m.*, true, true, false, 'asynchronous' FROM (
-        SELECT 1, current_setting('biha.host'), current_setting('port')::int, current_setting('biha.port')::int,
-               'regular', 1, 1, false
-        WHERE NOT pg_is_in_recovery()
+        SELECT current_setting('biha.id')::int, current_setting('biha.host'), current_setting('port')::int,
+               current_setting('biha.port')::int, 'regular', 1, 1, false
+        WHERE NOT EXISTS (SELECT FROM biha.member WHERE id = current_setting('biha.id')::int)
         UNION ALL
         SELECT id, host, port, biha_port, mode, 1, 1, joining FROM biha.member
     ) m
@@ -31,7 +31,7 @@ RETURNS SETOF record LANGUAGE sql AS 'SELECT id, host, port, ''ACTIVE'' FROM bih
 
 CREATE FUNCTION biha.add_node(id int, host text, port int, biha_port int, mode text DEFAULT 'regular')
 RETURNS bool LANGUAGE sql SECURITY DEFINER AS
-'INSERT INTO biha.member VALUES (id, host, port, biha_port, mode, true); SELECT true';
+'INSERT INTO biha.member VALUES (id, host, port, biha_port, mode, false); SELECT true';
 
 CREATE FUNCTION biha.remove_node(node int)
 RETURNS bool LANGUAGE sql SECURITY DEFINER AS 'DELETE FROM biha.member WHERE id = node; SELECT true';

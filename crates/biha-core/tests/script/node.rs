@@ -1,0 +1,243 @@
+//! Scenes with one node: the script is its network, its server and its clock; everything it wants is printed,
+//! in order.
+
+use biha_core::*;
+use goldenscript::Command;
+
+use super::Answer;
+use super::args::{Args, Parsed, config, user};
+use super::show::{persisted, show};
+
+pub struct Scene {
+    node: Node,
+    now: Millis,
+    shown: HardState,
+    order: Option<OrderId>,
+    requests: RequestId,
+    /// The number of the last heartbeat that each peer sent.
+    seq: u64,
+}
+
+impl Scene {
+    /// `node 1 of=3 [settings] [what is on disk]`
+    pub fn begin(command: &Command) -> Parsed<(Scene, String)> {
+        let mut args = Args::of(command);
+        let id = args.node()?;
+        let count = args.key_or("of", 3)?;
+        let config = config(&mut args, count)?;
+        let options = Options {
+            autorewind: args.switch("autorewind", true)?,
+            trust_refused: args.switch("trust_refused", false)?,
+        };
+        let mut hard = HardState::new(ClusterId(1), 1, id);
+        hard.term = Term(args.key_or("term", 0)?);
+        hard.voted_for = args.key("voted")?.map(NodeId);
+        hard.longest_promise = args.key_or("promised", 0)?;
+        hard.lower_bound = args.position("lower_bound")?;
+        hard.incarnation = Incarnation(args.key_or("incarnation", 0)?);
+        hard.rewind = match args.text("rewind").as_deref() {
+            None => RewindState::None,
+            Some("requested") => RewindState::Requested,
+            Some(term) => RewindState::Done(Term(super::args::parse(term)?)),
+        };
+        let rewound = match args.text("rewound").as_deref() {
+            None => None,
+            Some("done") => Some(Ok(())),
+            Some(error) => Some(Err(error.to_owned())),
+        };
+        args.end()?;
+        let before = hard.clone();
+        let (node, outputs) = Node::new(0, 1, hard, config, options, rewound);
+        let mut scene = Scene { node, now: 0, shown: before, order: None, requests: 0, seq: 0 };
+        let answer = scene.print(outputs);
+        Ok((scene, answer))
+    }
+
+    pub fn run(&mut self, command: &Command) -> Answer {
+        let mut args = Args::of(command);
+        let answer = self.act(command.name.as_str(), &mut args)?;
+        args.end()?;
+        Ok(answer)
+    }
+
+    fn act(&mut self, name: &str, args: &mut Args) -> Answer {
+        match name {
+            "wait" => {
+                let ms: Millis = args.number()?;
+                return Ok(self.wait(ms));
+            }
+            "state" => {
+                let view = self.node.view();
+                let leader = view.leader.map_or("-".to_owned(), |id| format!("n{id}"));
+                return Ok(format!("{} term {} leader {leader}", view.state.name(), view.term));
+            }
+            _ => {}
+        }
+        let input = match name {
+            "server" => server(args)?,
+            "stopped" => {
+                let position = args.position("at")?.ok_or("at which position?")?;
+                let max_timeline = args.key_or("timelines", position.timeline)?;
+                self.done(OrderResult::Stopped { position, complete: args.flag("complete"), max_timeline })?
+            }
+            "promoted" => {
+                let history = args.history("history")?.ok_or("which history?")?;
+                self.done(OrderResult::Promoted { history })?
+            }
+            "done" => self.done(OrderResult::Done)?,
+            "failed" => {
+                let text = args.word()?;
+                self.done(OrderResult::Failed(text))?
+            }
+            "lost" => Input::Disconnected(args.node()?, Disconnect::Closed),
+            "refused" => Input::Disconnected(args.node()?, Disconnect::Refused),
+            "stop" => Input::Stop(goodbye(&args.word()?)?),
+            "user" => {
+                self.requests += 1;
+                Input::Command(self.requests, user(args)?)
+            }
+            _ => Input::Message(self.message(name, args)?),
+        };
+        let outputs = self.node.step(self.now, input);
+        Ok(self.print(outputs))
+    }
+
+    /// Time passes; ticks come when they are due.
+    fn wait(&mut self, ms: Millis) -> String {
+        let end = self.now + ms;
+        let mut answer = String::new();
+        while self.node.next_deadline() <= end {
+            self.now = self.node.next_deadline();
+            let outputs = self.node.step(self.now, Input::Tick);
+            answer += &self.print(outputs);
+        }
+        self.now = end;
+        answer
+    }
+
+    fn done(&mut self, result: OrderResult) -> Parsed<Input> {
+        let order = self.order.take().ok_or("no order is being carried out")?;
+        Ok(Input::Done(order, result))
+    }
+
+    fn print(&mut self, outputs: Vec<Output>) -> String {
+        let mut answer = String::new();
+        for output in outputs {
+            let text = match &output {
+                Output::Persist(hard) => {
+                    let text = persisted(&self.shown, hard);
+                    self.shown = (**hard).clone();
+                    text
+                }
+                Output::Order(id, _) => {
+                    self.order = Some(*id);
+                    show(&output)
+                }
+                _ => show(&output),
+            };
+            answer += &format!("{:>6} {text}\n", self.now);
+        }
+        answer
+    }
+
+    /// `<message> from=N term=T [incarnation=I] …`
+    fn message(&mut self, name: &str, args: &mut Args) -> Parsed<Envelope> {
+        let from = NodeId(args.key("from")?.ok_or("from whom?")?);
+        let term = Term(args.key_or("term", self.node.hard().term.0)?);
+        let version = args.version("config")?.unwrap_or(self.node.config().version);
+        let message = match name {
+            "hello" => Message::Hello(Hello { config: version, state: NodeState::Follower }),
+            "heartbeat" => {
+                self.seq = args.key_or("seq", self.seq + 1)?;
+                Message::Heartbeat(Box::new(heartbeat(args, self.seq, version)?))
+            }
+            "ack" => Message::HeartbeatAck(HeartbeatAck {
+                seq: args.key("seq")?.ok_or("which heartbeat?")?,
+                leader_incarnation: self.node.hard().incarnation,
+                handover: args.key_or("handover", 0)?,
+                config: version,
+                state: NodeState::Follower,
+                position: args.position("at")?,
+                streaming: args.switch("streaming", true)?,
+            }),
+            "prevote" => Message::PreVote(request(args, term, version)?),
+            "vote" => Message::Vote(request(args, term, version)?),
+            "prevote_reply" => Message::PreVoteReply(reply(args, term)?),
+            "vote_reply" => Message::VoteReply(reply(args, term)?),
+            "goodbye" => Message::Goodbye(goodbye(&args.word()?)?),
+            "new_config" => {
+                let mut config = self.node.config().clone();
+                config.version = version;
+                if let Some(id) = args.key("without")? {
+                    config.members.remove(&NodeId(id));
+                }
+                Message::Config(Box::new(config))
+            }
+            other => return Err(format!("no command {other}").into()),
+        };
+        let own = self.node.hard();
+        Ok(Envelope {
+            cluster: own.cluster,
+            from,
+            to: own.node,
+            incarnation: Incarnation(args.key_or("incarnation", 1)?),
+            term: Term(args.key_or("speaker_term", term.0)?),
+            message,
+        })
+    }
+}
+
+fn server(args: &mut Args) -> Parsed<Input> {
+    let production = args.flag("production");
+    let consistent = args.flag("standby") || production;
+    Ok(Input::Server(ServerStatus {
+        production,
+        consistent,
+        streaming: args.flag("streaming"),
+        checkpointed: args.flag("checkpointed"),
+        hint: args.position("at")?,
+    }))
+}
+
+fn heartbeat(args: &mut Args, seq: u64, config: ConfigVersion) -> Parsed<Heartbeat> {
+    Ok(Heartbeat {
+        seq,
+        promise: args.key_or("promise", 2000)?,
+        handover: Handover { number: args.key_or("handover", 0)?, target: args.key("to")?.map(NodeId) },
+        config,
+        state: if args.flag("read-only") { NodeState::LeaderRo } else { NodeState::LeaderRw },
+        history: args.history("history")?.unwrap_or_default(),
+        rewind_ready: args.switch("rewind_ready", true)?,
+        position: args.position("at")?,
+        peers: Vec::new(),
+    })
+}
+
+fn request(args: &mut Args, term: Term, config: ConfigVersion) -> Parsed<VoteRequest> {
+    let position = args.position("at")?.ok_or("at which position?")?;
+    Ok(VoteRequest { term, position, config, handover: args.key("handover")? })
+}
+
+fn reply(args: &mut Args, term: Term) -> Parsed<VoteReply> {
+    let refusal = match args.word()?.as_str() {
+        "yes" => None,
+        "alive" => Some(Refusal::LeaderAlive(args.key_or("ms", 500)?)),
+        "behind" => Some(Refusal::PositionBehind),
+        "config" => Some(Refusal::ConfigOlder),
+        "voted" => Some(Refusal::AlreadyVoted),
+        "low" => Some(Refusal::TermTooLow),
+        "unready" => Some(Refusal::NotReady),
+        other => return Err(format!("no refusal {other}").into()),
+    };
+    let known = Term(args.key_or("known", term.0 - 1)?);
+    Ok(VoteReply { term, refusal, position: args.position("at")?, known })
+}
+
+fn goodbye(word: &str) -> Parsed<Goodbye> {
+    match word {
+        "postmaster" => Ok(Goodbye::PostmasterDied),
+        "clean" => Ok(Goodbye::CleanStop),
+        "fault" => Ok(Goodbye::Fault),
+        other => Err(format!("no goodbye {other}").into()),
+    }
+}
