@@ -1,5 +1,5 @@
-//! The life of a server that is no member of a cluster, and the door through which the cluster tests ask a member for a
-//! restart in place.
+//! The life of a server that is no member of a cluster, and the door through which the cluster tests ask a
+//! member for a restart in place.
 
 use pgrx::prelude::*;
 

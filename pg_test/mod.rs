@@ -3,6 +3,7 @@
 
 pub mod guard;
 pub mod lifecycle;
+pub mod walreader;
 pub mod sqlapi;
 
 /// Called once by pgrx before the tests.

@@ -23,8 +23,6 @@ use crate::pg::{clock, process, status, worker};
 use crate::rejections::Rejections;
 use crate::{guc, lifecycle, paths};
 
-/// Longest wait of the loop in ms.
-const MAX_WAIT: Millis = 1000;
 /// Longest time in ms that the board may be out of date.
 const PUBLISH_PERIOD: Millis = 500;
 /// Commands taken from the mailbox in one turn.
@@ -172,8 +170,10 @@ impl Controller {
 
     fn wait_and_stop_if_told(&mut self) {
         let now = clock::boottime();
+        // WAL that arrives is noticed at a turn of the loop; while heartbeats come, they are the turns.
+        let period = Millis::from(self.node.config().settings.heartbeat_send_period);
         let due = self.node.next_deadline().min(self.network.next_deadline().unwrap_or(Millis::MAX));
-        let woken = worker::wait(self.network.as_raw_fd(), due.saturating_sub(now).min(MAX_WAIT));
+        let woken = worker::wait(self.network.as_raw_fd(), due.saturating_sub(now).min(period + period / 4));
         if woken.postmaster_died {
             self.leave(Goodbye::PostmasterDied);
         }

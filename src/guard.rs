@@ -1,8 +1,8 @@
-//! Refuses ALTER SYSTEM on settings that biha manages: postgresql.auto.conf is read after biha's own files, so what stands
-//! there would take the place of what biha says, unseen until the next reload or restart.
+//! Refuses ALTER SYSTEM on settings that biha manages: postgresql.auto.conf is read after biha's own files,
+//! so what stands there would take the place of what biha says, unseen until the next reload or restart.
 //!
-//! Everything can still be set in postgresql.conf, before the line that includes biha's file. ALTER SYSTEM RESET
-//! ALL is let through: it can only remove what should not be there.
+//! Everything can still be set in postgresql.conf, before the line that includes biha's file. ALTER SYSTEM
+//! RESET ALL is let through: it can only remove what should not be there.
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -14,6 +14,8 @@ use crate::pg::utility_hook::{self, AlterSystem, UtilityStatement};
 enum Managed {
     /// biha sets it as the node's role changes.
     ByRole,
+    /// biha replaces the operator's value at times.
+    AtTimes,
     /// It says who this node is in its cluster.
     Identity,
     /// Members need the value they have.
@@ -26,8 +28,8 @@ const MANAGED: &[(&str, Managed)] = &[
     ("primary_conninfo", Managed::ByRole),
     ("primary_slot_name", Managed::ByRole),
     ("synchronous_standby_names", Managed::ByRole),
-    ("wal_retrieve_retry_interval", Managed::ByRole),
-    ("restore_command", Managed::ByRole),
+    ("wal_retrieve_retry_interval", Managed::AtTimes),
+    ("restore_command", Managed::AtTimes),
     ("biha.receiver_epoch", Managed::ByRole),
     ("biha.id", Managed::Identity),
     ("biha.host", Managed::Identity),
@@ -73,7 +75,11 @@ fn refuse(name: &str, managed: Managed) {
     let (detail, hint) = match managed {
         Managed::ByRole => (
             "biha sets it as this node's role in the cluster changes.",
-            "Set it in postgresql.conf to have a value for the time when biha does not set it.",
+            "Use the functions in schema biha to change the cluster.",
+        ),
+        Managed::AtTimes => (
+            "biha sets it to another value while it changes the leader.",
+            "Set it in postgresql.conf, before the line that includes postgresql.biha.conf.",
         ),
         Managed::Identity => (
             "It says which member of the cluster this node is.",
@@ -99,6 +105,7 @@ fn refuse(name: &str, managed: Managed) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -11,6 +11,10 @@ pub const STATE: &str = "pg_biha/biha.state";
 pub const HISTORY: &str = "pg_biha/biha.history";
 /// PostgreSQL settings that change with the node's role; included by postgresql.biha.conf.
 pub const SERVER_CONF: &str = "pg_biha/server.conf";
+/// PostgreSQL's lock file.
+pub const PID_FILE: &str = "postmaster.pid";
+/// A second link to it, for the time of a restart in place.
+pub const PID_FILE_LINK: &str = "pg_biha/postmaster.pid";
 /// What pg_rewind said at the last rewind.
 pub const REWIND_LOG: &str = "pg_biha/rewind.log";
 /// What came of a rewind, until it is taken note of.

@@ -39,7 +39,9 @@ pub fn read(timeline: Timeline) -> io::Result<Vec<HistoryEntry>> {
     match fs::read_to_string(path(timeline)) {
         Ok(text) => parse(timeline, &text)
             .ok_or_else(|| io::Error::other(format!("file \"{}\" is not valid", path(timeline)))),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => parse(timeline, "").ok_or_else(|| io::Error::other("")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            parse(timeline, "").ok_or_else(|| io::Error::other(""))
+        }
         Err(e) => Err(e),
     }
 }
@@ -72,4 +74,52 @@ pub fn passes(history: &[HistoryEntry], position: Position) -> bool {
 /// The timeline that a record beginning at `start` belongs to.
 pub fn timeline_at(history: &[HistoryEntry], start: Lsn) -> Option<Timeline> {
     history.iter().rev().find(|entry| entry.fork <= start).map(|entry| entry.timeline)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "1\t0/3000000\tno recovery target specified\n\n# a comment\n2\t1/A0\tno reason\n";
+
+    fn at(timeline: Timeline, lsn: u64) -> Position {
+        Position { timeline, lsn: Lsn(lsn) }
+    }
+
+    #[test]
+    fn a_history_is_read_with_its_forks() {
+        let history = parse(7, TEXT).unwrap();
+        let entries: Vec<_> = history.iter().map(|entry| (entry.timeline, entry.fork.0)).collect();
+        assert_eq!(entries, [(1, 0), (2, 0x300_0000), (7, 0x1_0000_00A0)]);
+    }
+
+    #[test]
+    fn a_placeholder_has_only_itself() {
+        assert_eq!(parse(5, "").unwrap(), [HistoryEntry { timeline: 5, fork: Lsn(0) }]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for text in ["x\t0/1\t", "1\t", "1\t12\t", "1\t0/xyz\t"] {
+            assert!(parse(2, text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_history_passes_through_what_it_was_forked_from() {
+        let history = parse(7, TEXT).unwrap();
+        assert!(passes(&history, at(1, 0x300_0000)));
+        assert!(!passes(&history, at(1, 0x300_0001)));
+        assert!(passes(&history, at(7, u64::MAX)));
+        assert!(!passes(&history, at(3, 1)));
+        assert!(!passes(&parse(5, "").unwrap(), at(1, 1)));
+    }
+
+    #[test]
+    fn a_record_belongs_to_the_timeline_it_begins_on() {
+        let history = parse(7, TEXT).unwrap();
+        let timelines =
+            [0x2FF_FFFF, 0x300_0000, 0x1_0000_009F, 0x1_0000_00A0].map(|lsn| timeline_at(&history, Lsn(lsn)));
+        assert_eq!(timelines, [Some(1), Some(2), Some(2), Some(7)]);
+    }
 }

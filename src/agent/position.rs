@@ -57,10 +57,7 @@ fn scan(chain: &[HistoryEntry], from: Position) -> Result<End, String> {
     let mut end = End { position: from, complete: last.is_some_and(|record| record.shutdown_checkpoint) };
     while let Some(record) = reader.next() {
         let timeline = history::timeline_at(chain, record.start).unwrap_or(from.timeline);
-        end = End {
-            position: Position { timeline, lsn: record.end },
-            complete: record.shutdown_checkpoint,
-        };
+        end = End { position: Position { timeline, lsn: record.end }, complete: record.shutdown_checkpoint };
     }
     Ok(end)
 }

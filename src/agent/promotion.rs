@@ -32,7 +32,8 @@ pub fn promote(
     let mut steps = Steps::new();
     receiver.silence(id, &mut steps)?;
     check_numbers(timeline, first_placeholder)?;
-    write_placeholders(timeline, first_placeholder).map_err(|e| format!("could not make placeholders: {e}"))?;
+    write_placeholders(timeline, first_placeholder)
+        .map_err(|e| format!("could not make placeholders: {e}"))?;
     steps.done("placeholders");
     trigger().map_err(|e| format!("could not create file \"{}\": {e}", xlog::PROMOTE_FILE))?;
     await_production()?;
@@ -47,7 +48,8 @@ pub fn promote(
         xlog::begin_checkpoint();
         Ok(())
     })?;
-    remove_if_there("standby.signal").map_err(|e| format!("could not remove file \"standby.signal\": {e}"))?;
+    remove_if_there("standby.signal")
+        .map_err(|e| format!("could not remove file \"standby.signal\": {e}"))?;
     let history = history::read(timeline).map_err(|e| e.to_string())?;
     steps.done("finish");
     log!("opened timeline {timeline} ({steps})");

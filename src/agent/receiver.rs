@@ -295,3 +295,47 @@ fn synchronous_standby_names(config: &ClusterConfig) -> String {
         .collect();
     if k == 0 || names.is_empty() { String::new() } else { format!("ANY {k} ({})", names.join(", ")) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use biha_core::{Member, Mode};
+
+    fn member(mode: Mode) -> Member {
+        Member {
+            host: "h".to_owned(),
+            port: 1,
+            biha_port: 2,
+            mode,
+            can_be_leader: true,
+            can_vote: true,
+            priority: -1,
+            joining: false,
+        }
+    }
+
+    #[test]
+    fn only_voters_with_wal_count_as_synchronous() {
+        let mut config = ClusterConfig::default();
+        config.members.insert(NodeId(1), member(Mode::Regular));
+        config.members.insert(NodeId(2), member(Mode::Referee));
+        config.members.insert(NodeId(3), member(Mode::RefereeWithWal));
+        config.members.insert(NodeId(4), Member { joining: true, ..member(Mode::Regular) });
+        assert_eq!(synchronous_standby_names(&config), "");
+        config.settings.sync_standbys = 1;
+        assert_eq!(synchronous_standby_names(&config), "ANY 1 (biha_node_1, biha_node_3)");
+    }
+
+    #[test]
+    fn values_of_a_connection_string_are_quoted() {
+        assert_eq!(quoted(r"a 'b' \c"), r"'a \'b\' \\\\c'");
+    }
+
+    #[test]
+    fn the_number_alone_makes_no_difference() {
+        let one = ServerConf { epoch: 1, ..ServerConf::default() };
+        let two = ServerConf { epoch: 2, ..ServerConf::default() };
+        assert!(!differ(&one, &two));
+        assert!(differ(&one, &ServerConf { primary_conninfo: "host=x".to_owned(), ..two }));
+    }
+}

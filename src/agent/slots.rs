@@ -8,8 +8,8 @@ use pgrx::{log, warning};
 
 use super::receiver::node_name;
 use crate::board::Status;
-use crate::pg::slots::{self, Slot};
 use crate::pg::recovery;
+use crate::pg::slots::{self, Slot};
 
 /// Names of the slots that are biha's begin with this.
 const PREFIX: &str = "biha_node_";
@@ -99,4 +99,17 @@ fn move_up(slot: &Slot, status: &Status, id: NodeId) {
 /// member on another one may have to come back to the fork.
 fn target(member: Position, replayed: Position) -> Option<Lsn> {
     (member.timeline == replayed.timeline).then(|| member.lsn.min(replayed.lsn))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_goes_no_further_than_its_member_and_this_node() {
+        let at = |timeline, lsn| Position { timeline, lsn: Lsn(lsn) };
+        assert_eq!(target(at(3, 50), at(3, 90)), Some(Lsn(50)));
+        assert_eq!(target(at(3, 90), at(3, 50)), Some(Lsn(50)));
+        assert_eq!(target(at(2, 90), at(3, 50)), None);
+    }
 }

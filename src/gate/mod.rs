@@ -54,13 +54,19 @@ fn look(reserve: Millis) -> Look {
     let gate = board::gate();
     let incarnation = gate.incarnation.load(SeqCst);
     let open = gate.open_until.load(SeqCst) > clock::boottime() + reserve;
-    if incarnation == 0 || !(open || gate.leading.load(SeqCst) == 1) {
-        return Look::Shut;
-    }
-    match gate.controller_alive.is_held() && xact::postmaster_is_alive() {
-        true if open => Look::Open(incarnation),
-        true => Look::Lapsed,
-        false => Look::Shut,
+    let leading = gate.leading.load(SeqCst) == 1;
+    judge(incarnation, open, leading, || gate.controller_alive.is_held() && xact::postmaster_is_alive())
+}
+
+/// `alive` is asked last: what the words say is worth nothing unless who wrote them lives now.
+#[inline]
+fn judge(incarnation: u64, open: bool, leading: bool, alive: impl FnOnce() -> bool) -> Look {
+    if incarnation == 0 || !(open || leading) || !alive() {
+        Look::Shut
+    } else if open {
+        Look::Open(incarnation)
+    } else {
+        Look::Lapsed
     }
 }
 
@@ -123,5 +129,26 @@ fn confirm(passed: u64) {
     if look(0) != Look::Open(passed) {
         report::warn_unacknowledged();
         xact::end_session_unacknowledged();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_only_while_a_living_controller_holds_the_lease() {
+        for (incarnation, open, leading, alive, expected) in [
+            (7, true, true, true, Look::Open(7)),
+            (7, true, false, true, Look::Open(7)),
+            (7, false, true, true, Look::Lapsed),
+            (7, false, false, true, Look::Shut),
+            (7, true, true, false, Look::Shut),
+            (7, false, true, false, Look::Shut),
+            (0, true, true, true, Look::Shut),
+        ] {
+            let case = (incarnation, open, leading, alive);
+            assert_eq!(judge(incarnation, open, leading, || alive), expected, "{case:?}");
+        }
     }
 }

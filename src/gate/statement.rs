@@ -81,9 +81,7 @@ fn ask(reserve: Millis, name: impl FnOnce() -> Option<String>) -> u64 {
     }
     // A standby refuses by itself, with words that users know.
     let Some(name) = name().filter(|_| !recovery::in_progress()) else { return 0 };
-    // A lease that has run out may be renewed any moment; one taken away on purpose will not.
-    let lapsed = board::gate().open_until.load(SeqCst) != 0;
-    match lapsed.then(|| await_open(reserve)).flatten() {
+    match await_open(reserve) {
         Some(incarnation) => incarnation,
         None => report::refuse_statement(&name),
     }
@@ -106,7 +104,8 @@ fn modifies_only_temporary(plan: &pg_sys::PlannedStmt) -> bool {
     let targets = unsafe { PgList::<i32>::from_pg(plan.resultRelations) };
     let temporary = |number: i32| {
         // SAFETY: as above; the entries are range table entries.
-        let relation = unsafe { (*pg_sys::list_nth(plan.rtable, number - 1).cast::<pg_sys::RangeTblEntry>()).relid };
+        let relation =
+            unsafe { (*pg_sys::list_nth(plan.rtable, number - 1).cast::<pg_sys::RangeTblEntry>()).relid };
         is_temporary(relation)
     };
     targets.iter_int().all(temporary)
@@ -156,9 +155,15 @@ unsafe fn need(node: *mut pg_sys::Node) -> Need {
                 | TransactionStmtKind::TRANS_STMT_ROLLBACK_PREPARED => Need::LeaseAndConfirmation,
                 _ => Need::Nothing,
             },
-            T_CreatedbStmt | T_DropdbStmt | T_AlterDatabaseStmt | T_CreateTableSpaceStmt
-            | T_DropTableSpaceStmt | T_CreateSubscriptionStmt | T_AlterSubscriptionStmt
-            | T_DropSubscriptionStmt | T_ReindexStmt => Need::Lease,
+            T_CreatedbStmt
+            | T_DropdbStmt
+            | T_AlterDatabaseStmt
+            | T_CreateTableSpaceStmt
+            | T_DropTableSpaceStmt
+            | T_CreateSubscriptionStmt
+            | T_AlterSubscriptionStmt
+            | T_DropSubscriptionStmt
+            | T_ReindexStmt => Need::Lease,
             T_IndexStmt if (*node.cast::<pg_sys::IndexStmt>()).concurrent => Need::Lease,
             T_DropStmt if (*node.cast::<pg_sys::DropStmt>()).concurrent => Need::Lease,
             T_ClusterStmt if (*node.cast::<pg_sys::ClusterStmt>()).relation.is_null() => Need::Lease,
@@ -194,5 +199,85 @@ unsafe fn name_unless_temporary(node: *mut pg_sys::Node) -> Option<String> {
         }
         let name = pg_sys::GetCommandTagName(pg_sys::CreateCommandTag(node));
         Some(CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
+#[cfg(any(test, feature = "pg_test"))]
+#[pgrx::pg_schema]
+mod tests {
+    use std::ffi::CString;
+
+    use pgrx::prelude::*;
+
+    use super::*;
+
+    fn need_of(statement: &str) -> Need {
+        let text = CString::new(statement).unwrap();
+        // SAFETY: the parser's own list of statements.
+        unsafe {
+            let list = pg_sys::raw_parser(text.as_ptr(), pg_sys::RawParseMode::RAW_PARSE_DEFAULT);
+            need((*pg_sys::list_nth(list, 0).cast::<pg_sys::RawStmt>()).stmt)
+        }
+    }
+
+    #[pg_test]
+    fn what_cannot_be_taken_back_needs_lease() {
+        for statement in [
+            "CREATE DATABASE d",
+            "DROP DATABASE d",
+            "ALTER DATABASE d SET TABLESPACE t",
+            "CREATE TABLESPACE t LOCATION '/x'",
+            "DROP TABLESPACE t",
+            "CREATE INDEX CONCURRENTLY ON t (a)",
+            "DROP INDEX CONCURRENTLY i",
+            "REINDEX TABLE t",
+            "REINDEX DATABASE CONCURRENTLY d",
+            "CLUSTER",
+            "CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION p",
+            "DROP SUBSCRIPTION s",
+        ] {
+            assert_eq!(need_of(statement), Need::Lease, "{statement}");
+        }
+        for statement in ["COMMIT PREPARED 'x'", "ROLLBACK PREPARED 'x'"] {
+            assert_eq!(need_of(statement), Need::LeaseAndConfirmation, "{statement}");
+        }
+    }
+
+    #[pg_test]
+    fn what_writes_needs_an_open_gate() {
+        for statement in [
+            "CREATE TABLE t (a int)",
+            "CREATE INDEX ON t (a)",
+            "DROP TABLE t",
+            "TRUNCATE t",
+            "COPY t FROM '/x'",
+            "VACUUM t",
+            "ANALYZE",
+            "CLUSTER t",
+            "GRANT SELECT ON t TO PUBLIC",
+            "REFRESH MATERIALIZED VIEW m",
+        ] {
+            assert_eq!(need_of(statement), Need::Open, "{statement}");
+        }
+    }
+
+    #[pg_test]
+    fn what_writes_nothing_needs_nothing() {
+        for statement in [
+            "BEGIN",
+            "COMMIT",
+            "ROLLBACK",
+            "PREPARE TRANSACTION 'x'",
+            "COPY t TO '/x'",
+            "SET work_mem = '1MB'",
+            "SHOW work_mem",
+            "ALTER SYSTEM SET work_mem = '1MB'",
+            "CHECKPOINT",
+            "LISTEN a",
+            "EXPLAIN SELECT 1",
+            "DISCARD ALL",
+        ] {
+            assert_eq!(need_of(statement), Need::Nothing, "{statement}");
+        }
     }
 }

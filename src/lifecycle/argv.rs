@@ -24,8 +24,8 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// What `-D` or `PGDATA` must have meant: the directory of postgresql.conf, or, where the command line names that
-    /// file itself, the data directory.
+    /// What `-D` or `PGDATA` must have meant: the directory of postgresql.conf, or, where the command line
+    /// names that file itself, the data directory.
     fn configuration_directory(&self, names_config_file: bool) -> &Path {
         match self.config_file.parent() {
             Some(directory) if !names_config_file => directory,
@@ -145,6 +145,7 @@ pub fn absolute_pgdata(pgdata: Option<&OsStr>, cmdline: &[u8], paths: &Paths) ->
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -57,7 +57,8 @@ pub struct Aside {
 
 impl Aside {
     /// Copies this node's own files out of `data` into `sibling`, durably, and moves `log`, a directory named
-    /// relative to `data`. What an earlier attempt left in `sibling` is removed. After an error `data` is as before.
+    /// relative to `data`. What an earlier attempt left in `sibling` is removed. After an error `data` is as
+    /// before.
     pub fn put(data: &Path, sibling: &Path, log: Option<&Path>) -> io::Result<Self> {
         remove(sibling)?;
         fs::create_dir(sibling)?;
@@ -185,6 +186,7 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;

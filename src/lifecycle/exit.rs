@@ -2,11 +2,12 @@
 //!
 //! By now PostgreSQL's shared memory is unmapped and the ports are closed; no child lives but the logger.
 
-use pgrx::prelude::*;
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 
 use super::{Life, exit_log, reexec::Image, rewind, rewind::Outcome, signals};
 use crate::pg::control::{self, State};
+use crate::paths;
 use crate::pg::{postmaster, signal};
 
 /// What an exiting postmaster does.
@@ -20,8 +21,9 @@ enum Act {
     RestartUnclean,
 }
 
-/// Decides by the exit code and by what the control file says: code 0 is also that of an immediate stop. A server that a
-/// child's crash has kept from shutting down cleanly (code 1) comes back as a standby and recovers.
+/// Decides by the exit code and by what the control file says: code 0 is also that of an immediate stop. A
+/// server that a child's crash has kept from shutting down cleanly (code 1) comes back as a standby and
+/// recovers.
 fn act(operator_stop: bool, code: i32, state: Option<State>) -> Act {
     match (operator_stop, code, state) {
         (true, ..) => Act::End,
@@ -47,8 +49,8 @@ pub fn run(life: &Life, code: i32) {
                 Outcome::Whole { .. } => {}
                 Outcome::Broken { text, kept } => {
                     let hint = format!(
-                        "The data directory cannot be started any more. Make a new copy of the leader with bihactl \
-                         reclone or pg_basebackup. This node's own files are kept in \"{}\".",
+                        "The data directory cannot be started any more. Make a new copy of the leader with \
+                         bihactl reclone or pg_basebackup. This node's own files are kept in \"{}\".",
                         kept.display()
                     );
                     exit_log(&format!("the rewind of this node broke off: {text}"), Some(&hint));
@@ -63,13 +65,16 @@ pub fn run(life: &Life, code: i32) {
 
 fn start_again(image: &Image) -> ! {
     exit_log("restarting in place", None);
+    // The new image removes postmaster.pid and makes it anew. A second link keeps the kernel from freeing the old
+    // file in between, so that pg_ctl hardly ever finds none. Without it the gap is only longer.
+    let _ = std::fs::hard_link(paths::PID_FILE, paths::PID_FILE_LINK);
     let error = image.start();
     exit_log(&format!("could not restart in place: {error}"), Some("Start the server again."));
     give_up()
 }
 
-/// Ends with a code that a service manager takes for a failure, lock files removed: goes on with the exit from where it
-/// has come to, as PostgreSQL itself does after an error in a callback.
+/// Ends with a code that a service manager takes for a failure, lock files removed: goes on with the exit
+/// from where it has come to, as PostgreSQL itself does after an error in a callback.
 fn give_up() -> ! {
     postmaster::end(1)
 }
@@ -83,6 +88,7 @@ pub unsafe extern "C-unwind" fn at_exit(code: i32, _argument: pg_sys::Datum) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -3,8 +3,8 @@
 //!
 //! Runs in the postmaster, but for [`request_restart`] and [`take_rewind_result`].
 //!
-//! **Architecture invariant:** nothing here knows of terms, leaders or elections. Only an elected leader's agent
-//! promotes; here nothing does.
+//! **Architecture invariant:** nothing here knows of terms, leaders or elections, and nothing here promotes: only
+//! an elected leader's agent does.
 
 mod argv;
 mod aside;
@@ -46,8 +46,8 @@ impl Life {
 static LIFE: OnceLock<Life> = OnceLock::new();
 static PREVIOUS_STARTUP_HOOK: postmaster::PreviousHook = OnceLock::new();
 
-/// Is this the postmaster of a member of a cluster, to be led by biha? Not a single-user server, not pg_upgrade's, not
-/// one that recovers to a point in time. In `_PG_init`, after the settings are registered.
+/// Is this the postmaster of a member of a cluster, to be led by biha? Not a single-user server, not
+/// pg_upgrade's, not one that recovers to a point in time. In `_PG_init`, after the settings are registered.
 pub fn leads_this_server() -> bool {
     if !postmaster::is_serving() || !guc::configured() || !start::is_member() {
         return false;
@@ -116,10 +116,10 @@ pub fn operator_stopping() -> bool {
     LIFE.get().is_some_and(|life| life.page.operator_stopping())
 }
 
-/// Asks the postmaster to shut the server down and to start it again in place, as a standby; to rewind it in between
-/// against the server of the conninfo given (keywords and values, no password: it shows in the process list). Of any child of the
-/// postmaster. Returns once the postmaster has been told. Fails if the server is being stopped, or has been asked
-/// already.
+/// Asks the postmaster to shut the server down and to start it again in place, as a standby; to rewind it in
+/// between against the server of the conninfo given (keywords and values, no password: it shows in the
+/// process list). Of any child of the postmaster. Returns once the postmaster has been told. Fails if the
+/// server is being stopped, or has been asked already.
 pub fn request_restart(rewind_source_conninfo: Option<&str>) -> Result<(), String> {
     let life = LIFE.get().ok_or("biha does not lead this server")?;
     let request = Request { rewind: rewind_source_conninfo.map(str::to_string) };
@@ -133,7 +133,8 @@ pub fn request_restart(rewind_source_conninfo: Option<&str>) -> Result<(), Strin
 /// What came of the rewind that this start was preceded by, once; `None` if there was none. A rewind that was
 /// asked for and has left no result was not tried, or given up because the operator stopped the server.
 pub fn take_rewind_result() -> Option<Result<(), String>> {
-    rewind::take_result().unwrap_or_else(|error| Some(Err(format!("could not read the rewind's result: {error}"))))
+    rewind::take_result()
+        .unwrap_or_else(|error| Some(Err(format!("could not read the rewind's result: {error}"))))
 }
 
 fn report(level: PgLogLevel, text: String, hint: Option<&str>) {

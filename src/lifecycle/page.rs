@@ -70,9 +70,7 @@ impl Page {
         let len = self.source_len.load(Ordering::Relaxed).min(MAX_SOURCE);
         let source: Vec<u8> = self.source.iter().take(len).map(|b| b.load(Ordering::Relaxed)).collect();
         self.forget();
-        Some(Request {
-            rewind: (!source.is_empty()).then(|| String::from_utf8_lossy(&source).into_owned()),
-        })
+        Some(Request { rewind: (!source.is_empty()).then(|| String::from_utf8_lossy(&source).into_owned()) })
     }
 
     /// Drops a request that led to nothing.
@@ -92,6 +90,7 @@ impl Page {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

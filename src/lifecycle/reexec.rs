@@ -14,8 +14,8 @@ use crate::pg::postmaster;
 pub struct Image {
     arguments: Vec<CString>,
     pgdata: Option<PathBuf>,
-    /// Standard output and error before the first logger took them. A new image that began with the logger's pipe
-    /// would pass it on to its own logger, and so keep the old one alive.
+    /// Standard output and error before the first logger took them. A new image that began with the logger's
+    /// pipe would pass it on to its own logger, and so keep the old one alive.
     output: Option<Output>,
 }
 

@@ -36,7 +36,13 @@ const MAX_TEXT: usize = 800;
 impl Ending {
     /// It never ran.
     pub fn not_started(text: String) -> Self {
-        Ending { log: String::new(), success: false, status: String::new(), stop: false, given_up: Some(text) }
+        Ending {
+            log: String::new(),
+            success: false,
+            status: String::new(),
+            stop: false,
+            given_up: Some(text),
+        }
     }
 
     /// May it have changed anything? pg_rewind says this right before its point of no return
@@ -70,8 +76,8 @@ pub fn verdict(ending: &Ending) -> Verdict {
         (true, true) => Verdict::Rewound,
         // PostgreSQL 15 compares the timelines of the last checkpoints only.
         (true, false) if ending.log.contains("on the same timeline") => Verdict::Failed(
-            "pg_rewind saw source and target on the same timeline: the source has made no checkpoint since its \
-             promotion, or two histories bear the same number"
+            "pg_rewind saw source and target on the same timeline: the source has made no checkpoint since \
+             its promotion, or two histories bear the same number"
                 .into(),
         ),
         (true, false) => Verdict::NotNeeded,
@@ -82,6 +88,7 @@ pub fn verdict(ending: &Ending) -> Verdict {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,9 +1,9 @@
 //! A rewind between the two lives of one postmaster.
 //!
-//! An interrupted pg_rewind leaves a directory on which the server would start without complaint, and without biha,
-//! for its configuration is overwritten first. So the directory's mode is 0701 as long as it is not whole:
-//! PostgreSQL refuses to start on that, and it outlasts a power failure. Whoever finds it must take a new
-//! base backup.
+//! An interrupted pg_rewind leaves a directory on which the server would start without complaint, and without
+//! biha, for its configuration is overwritten first. So the directory's mode is 0701 as long as it is not
+//! whole: PostgreSQL refuses to start on that, and it outlasts a power failure. Whoever finds it must take a
+//! new base backup.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::aside::{Aside, sync_directory};
 use super::child::{Running, Tick};
-use super::report::{Verdict, Ending, verdict};
+use super::report::{Ending, Verdict, verdict};
 use crate::paths;
 use crate::pg::{exec, postmaster};
 
@@ -25,7 +25,6 @@ const STALLED: Duration = Duration::from_secs(120);
 /// What the source's conninfo gets unless it says otherwise: a dead source must be noticed.
 const CONNECTION: &str = "connect_timeout=10 keepalives_idle=10 keepalives_interval=5 keepalives_count=3 \
                           tcp_user_timeout=20000 application_name=biha_rewind";
-const PID_FILE: &str = "postmaster.pid";
 
 /// How a rewind leaves the data directory.
 pub enum Outcome {
@@ -54,7 +53,7 @@ impl Closed {
     fn close() -> io::Result<Self> {
         let path = fs::canonicalize(".")?;
         let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
-        let closed = Closed { mode, pid_file: fs::read(PID_FILE)?, path };
+        let closed = Closed { mode, pid_file: fs::read(paths::PID_FILE)?, path };
         closed.set_mode(CLOSED)?;
         Ok(closed)
     }
@@ -66,7 +65,7 @@ impl Closed {
 
     /// pg_rewind removes postmaster.pid, without which pg_ctl takes the server for stopped.
     fn keep_pid_file(&self) -> io::Result<()> {
-        let path = self.path.join(PID_FILE);
+        let path = self.path.join(paths::PID_FILE);
         if path.exists() {
             return Ok(());
         }
@@ -235,8 +234,8 @@ fn quiet(command: &mut Command) -> &mut Command {
     command.env("LC_ALL", "C").stdin(Stdio::null())
 }
 
-/// Has the operator a restore_command? biha blanks it while no leader is known, so without biha's own settings,
-/// which the next start writes anew.
+/// Has the operator a restore_command? biha blanks it while no leader is known, so without biha's own
+/// settings, which the next start writes anew.
 fn restore_command_is_set(postgres: &Path, data: &Path, config_file: &Path) -> bool {
     if fs::remove_file(paths::SERVER_CONF).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
         return false;
@@ -248,6 +247,8 @@ fn restore_command_is_set(postgres: &Path, data: &Path, config_file: &Path) -> b
     quiet(&mut command).stderr(Stdio::null());
     let parent = i32::try_from(std::process::id()).unwrap_or(0);
     // SAFETY: only async-signal-safe calls between fork and exec.
-    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, move || exec::prepare_child(parent)) };
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || exec::prepare_child(parent))
+    };
     command.output().is_ok_and(|output| output.status.success() && !output.stdout.trim_ascii().is_empty())
 }

@@ -2,8 +2,8 @@
 //! restart in place nobody but biha would notice that the operator wants the server to stay down.
 //!
 //! A restart in place is asked for with SIGUSR2, which the postmaster does not use itself, and is then done
-//! as SIGINT (fast shutdown) would be. SIGINT, SIGTERM and SIGQUIT are thus always an operator's. One signal for both would lose
-//! the operator's: of two pending ones of the same number the kernel keeps the first.
+//! as SIGINT (fast shutdown) would be. SIGINT, SIGTERM and SIGQUIT are thus always an operator's. One signal
+//! for both would lose the operator's: of two pending ones of the same number the kernel keeps the first.
 //!
 //! A restart in place must not tell systemd that the service is stopping, from which there is no way back:
 //! `NOTIFY_SOCKET` is hidden from libsystemd, which reads it at each call, by changing its first letter.

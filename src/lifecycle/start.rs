@@ -10,8 +10,8 @@ use biha_core::{NodeId, PromotionIntent};
 use biha_io::{Identity, StateFiles};
 
 use super::aside::sync_directory;
-use crate::{guc, paths};
 use crate::pg::{control, serverconf::ServerConf, settings};
+use crate::{guc, paths};
 
 const STANDBY_SIGNAL: &str = "standby.signal";
 const RECOVERY_SIGNAL: &str = "recovery.signal";
@@ -46,12 +46,14 @@ pub fn recovery_target() -> Option<String> {
         .map(|name| name.to_string_lossy().into_owned())
 }
 
-/// Makes the server come up as a standby that receives from nobody. `first` is false at a restart after a crash.
+/// Makes the server come up as a standby that receives from nobody. `first` is false at a restart after a
+/// crash.
 pub fn prepare(first: bool) -> Result<(), Refusal> {
     let doing = |what: &str, error: &io::Error| Refusal {
         text: format!("could not {what}: {error}"),
         hint: "A member of a biha cluster starts only as a standby.",
     };
+    remove_if_there(Path::new(paths::PID_FILE_LINK)).map_err(|e| doing("remove a link to postmaster.pid", &e))?;
     create_standby_signal().map_err(|e| doing("create file \"standby.signal\"", &e))?;
     let removed = clear_unfinished_promotion().map_err(|e| doing("remove unused history files", &e))?;
     if !removed.is_empty() {
@@ -65,8 +67,8 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
         if first {
             return Err(Refusal {
                 text: "parameter \"primary_conninfo\" is set outside of biha's files".into(),
-                hint: "Remove it from postgresql.auto.conf, the command line, and whatever follows the include of \
-                       postgresql.biha.conf in postgresql.conf: biha alone sets it.",
+                hint: "Remove it from postgresql.auto.conf, the command line, and whatever follows the include \
+                       of postgresql.biha.conf in postgresql.conf: biha alone sets it.",
             });
         }
         // The files have a fault just now, and were not read.
@@ -88,8 +90,9 @@ pub fn can_be_rewound() -> bool {
     hints || control::read().is_some_and(|file| file.checksums)
 }
 
-/// Removes what a promotion that did not happen has left: the empty history files below its timeline, which would make
-/// recovery wait for ever, and that timeline's own, which nobody else has seen. Returns their names.
+/// Removes what a promotion that did not happen has left: the empty history files below its timeline, which
+/// would make recovery wait for ever, and that timeline's own, which nobody else has seen. Returns their
+/// names.
 fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
     let Some(file) = control::read() else { return Ok(Vec::new()) };
     match promotion_intent(file.system_identifier) {
@@ -98,8 +101,8 @@ fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
     }
 }
 
-/// The promotion that this node had begun. A state file that cannot be used is not this node's memory; that is
-/// for the controller to say.
+/// The promotion that this node had begun. A state file that cannot be used is not this node's memory; that
+/// is for the controller to say.
 fn promotion_intent(system_identifier: u64) -> Option<PromotionIntent> {
     let node = NodeId(u32::try_from(guc::ID.get()).ok()?);
     let identity = Identity { cluster: None, system_identifier, node };
@@ -142,6 +145,7 @@ pub fn is_member() -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -150,7 +154,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let wal = directory.path();
         fs::create_dir(wal.join("archive_status")).unwrap();
-        let content = [("2", "x"), ("3", ""), ("4", "1\t0/3000000\treason\n"), ("5", ""), ("A", "own"), ("B", "")];
+        let content =
+            [("2", "x"), ("3", ""), ("4", "1\t0/3000000\treason\n"), ("5", ""), ("A", "own"), ("B", "")];
         for (number, text) in content {
             fs::write(wal.join(format!("{number:0>8}.history")), text).unwrap();
         }
@@ -158,7 +163,9 @@ mod tests {
         let intent = PromotionIntent { timeline: 10, first_placeholder: 3 };
         let removed = remove_histories(wal, intent).unwrap();
         assert_eq!(removed, ["00000003.history", "00000005.history", "0000000A.history"]);
-        for (number, left) in [("2", true), ("3", false), ("4", true), ("5", false), ("A", false), ("B", true)] {
+        for (number, left) in
+            [("2", true), ("3", false), ("4", true), ("5", false), ("A", false), ("B", true)]
+        {
             assert_eq!(wal.join(format!("{number:0>8}.history")).exists(), left, "{number}");
         }
         assert!(!wal.join("archive_status/00000005.history.ready").exists());

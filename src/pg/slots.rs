@@ -31,7 +31,8 @@ pub fn list() -> Vec<Slot> {
     // between can raise an ERROR.
     unsafe {
         let lock = &raw mut (*pg_sys::MainLWLockArray.add(CONTROL_LOCK)).lock;
-        let all = (&raw mut (*pg_sys::ReplicationSlotCtl).replication_slots).cast::<pg_sys::ReplicationSlot>();
+        let all =
+            (&raw mut (*pg_sys::ReplicationSlotCtl).replication_slots).cast::<pg_sys::ReplicationSlot>();
         pg_sys::LWLockAcquire(lock, pg_sys::LWLockMode::LW_SHARED);
         for i in 0..usize::try_from(pg_sys::max_replication_slots).unwrap_or(0) {
             let slot = all.add(i);

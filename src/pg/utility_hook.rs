@@ -52,8 +52,8 @@ impl UtilityStatement {
         // SAFETY: always set by the parser.
         let set = unsafe { *statement.setstmt };
         let value = match set.kind {
-            // SAFETY: a list of constants, which the parser makes; returns a palloc'd string.
             pg_sys::VariableSetKind::VAR_SET_VALUE => {
+                // SAFETY: a list of constants, which the parser makes; returns a palloc'd string.
                 text(unsafe { pg_sys::ExtractSetVariableArgs(statement.setstmt) })
             }
             _ => None,

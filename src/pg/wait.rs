@@ -3,8 +3,8 @@
 use std::panic::UnwindSafe;
 use std::time::{Duration, Instant};
 
-use pgrx::{PgTryBuilder, pg_sys};
 use pgrx::pg_sys::panic::CaughtError;
+use pgrx::{PgTryBuilder, pg_sys};
 
 use crate::pg::slots;
 

@@ -25,7 +25,9 @@ pub fn register(callback: unsafe extern "C-unwind" fn(Event, *mut c_void)) {
 #[inline]
 pub fn wrote() -> bool {
     // SAFETY: a plain value of this process; the call reads this process's memory.
-    unsafe { pg_sys::XactLastRecEnd != 0 && pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
+    unsafe {
+        pg_sys::XactLastRecEnd != 0 && pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
+    }
 }
 
 /// Does PostgreSQL itself refuse writes in this transaction (a standby, or a read-only transaction)?

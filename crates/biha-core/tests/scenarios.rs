@@ -20,6 +20,7 @@ scenarios! {
     a_candidate_votes_for_itself_by_the_same_rules
     a_change_without_a_quorum_has_an_unknown_outcome
     a_clean_stop_elects_when_the_stream_has_ended
+    a_cluster_killed_at_once_comes_back_with_everything
     a_crashed_leader_rejoins
     a_failed_promotion_lets_another_node_try
     a_good_bye_is_proof_of_death
@@ -27,17 +28,21 @@ scenarios! {
     a_host_frozen_for_30_seconds_is_fenced_when_it_thaws
     a_joining_node_votes_when_it_has_caught_up
     a_killed_controller_is_no_second_leader
+    a_leader_that_dies_during_a_rewind_is_replaced
     a_leader_that_hears_a_higher_term_restarts_as_a_standby
     a_lost_connection_drops_the_voter_from_the_lease
     a_new_leader_republishes_the_configuration
     a_newer_incarnation_is_proof_of_death
     a_node_removed_while_it_was_away_is_told_when_it_is_back
+    a_number_taken_by_hand_is_never_taken_for_the_elected_one
     a_one_way_link_does_not_split_the_cluster
     a_pending_vote_is_looked_at_again_when_the_receiver_has_stopped
     a_pre_vote_raises_no_term
+    a_promotion_by_hand_opens_no_gate
     a_promotion_that_opened_another_timeline_does_not_count
     a_referee_elects_with_the_survivor
     a_referee_keeps_a_cut_off_follower_from_taking_over
+    a_referee_with_wal_keeps_what_it_received
     a_refused_connection_counts_where_it_is_trusted
     a_refused_connection_proves_nothing_by_default
     a_removed_node_is_told_and_stops
@@ -52,6 +57,7 @@ scenarios! {
     a_stranger_changes_nothing
     a_switchover_goes_to_its_target
     a_switchover_is_asked_for_at_a_follower
+    a_switchover_survives_the_loss_of_its_announcement
     a_switchover_whose_target_does_not_answer_is_cancelled
     a_term_that_is_too_low_is_named_and_asked_again
     a_timeline_opened_by_two_is_an_error
@@ -65,6 +71,7 @@ scenarios! {
     an_explicit_nquorum_must_fit_the_voters
     an_older_configuration_is_refused_and_mended
     an_older_incarnation_is_not_heard
+    an_unelectable_node_votes_but_does_not_stand
     an_unfinished_rewind_neither_votes_nor_stands
     an_unknown_position_neither_votes_nor_stands
     autorewind_off_is_an_error_and_not_a_rewind
@@ -89,6 +96,7 @@ scenarios! {
     wal_of_a_lower_term_is_received_no_more
     wal_that_arrives_is_a_sign_of_life_but_not_for_ever
     wal_that_ends_before_the_lower_bound_is_an_error
+    wal_that_nobody_elected_wins_nothing
     who_holds_more_refuses_and_stands_itself
     whoever_hears_the_leader_refuses
     without_a_leader_a_command_is_refused

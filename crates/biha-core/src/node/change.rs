@@ -72,8 +72,11 @@ impl Node {
         self.waiting.push(Waiting { request, deadline, new_leader: None, command });
     }
 
+    /// Also accepts WAL that nobody elected: the operator knows what this node holds.
     fn reset_error(&mut self) {
-        if self.hard.error.take().is_some() {
+        let known = self.hard.timelines.len();
+        self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
+        if self.hard.error.take().is_some() || self.hard.timelines.len() < known {
             self.hard.rewind = crate::RewindState::None;
             self.hard.lower_bound = None;
             self.persist();
@@ -291,10 +294,10 @@ impl Node {
             }
             leader.change = Some(Change { version: config.version, old, origin, deadline });
         }
+        self.renew();
         for to in self.others().into_iter().chain(removed) {
             self.send(to, Message::Config(Box::new(config.clone())));
         }
-        self.renew();
         self.change_acknowledged();
     }
 

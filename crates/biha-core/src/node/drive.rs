@@ -3,7 +3,7 @@
 use crate::event::EventKind;
 use crate::hardstate::{NodeErrorKind, PromotionIntent, TimelineEntry};
 use crate::step::{Order, OrderId, OrderResult, Output};
-use crate::{Position, Timeline};
+use crate::{Lsn, Position, Timeline};
 
 use super::{Node, Outstanding, Role, Wal};
 
@@ -30,7 +30,9 @@ impl Node {
     }
 
     fn wanted(&mut self) -> Option<Order> {
-        if !self.server.consistent || !self.has_wal() {
+        // Before replay has begun nothing is known. A node that was rewound becomes consistent only by what
+        // it receives, so that is not waited for here.
+        if !self.has_wal() || !self.server.production && self.server.hint.is_none() {
             return None;
         }
         if matches!(self.role, Role::Leader(_)) {
@@ -54,7 +56,7 @@ impl Node {
             Role::Candidate(candidate) => candidate.wants_stop(),
             Role::Leader(_) => false,
         };
-        if receiving && must_stop {
+        if receiving && (must_stop || self.hard.error.is_some()) {
             return Some(Order::StopReceiving);
         }
         if matches!(self.role, Role::Follower(_)) { self.follow_order() } else { None }
@@ -93,6 +95,10 @@ impl Node {
             Order::Promote { timeline, first_placeholder } => {
                 self.hard.promotion =
                     Some(PromotionIntent { timeline: *timeline, first_placeholder: *first_placeholder });
+                // Whatever becomes of the promotion, nobody else opens this number.
+                let fork = self.position().map_or(Lsn(0), |p| p.lsn);
+                let entry = TimelineEntry { term: self.hard.term, leader: self.hard.node, fork };
+                self.hard.timelines.insert(*timeline, entry);
                 self.persist();
             }
             _ => {}

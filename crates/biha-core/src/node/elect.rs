@@ -38,6 +38,8 @@ pub(super) struct Candidate {
     phase: Phase,
     granted: BTreeSet<NodeId>,
     answered: BTreeSet<NodeId>,
+    /// Another candidate, whose turn comes first, said so in this round.
+    outranked: bool,
     /// The term asked for.
     term: Term,
     pub retry: Millis,
@@ -99,12 +101,16 @@ impl Node {
         2 * Millis::from(self.config.settings.heartbeat_send_period).max(100)
     }
 
-    /// Does this node's own candidacy come before the asker's? Only for one election timeout: whoever cannot
-    /// win must not keep others from it.
-    pub(super) fn outranks(&self, asker: NodeId, position: Position) -> bool {
+    /// Does this node's own candidacy come before the asker's? Only for one election timeout, and not while it
+    /// waits for nodes that may never come: whoever cannot win must not keep others from it.
+    pub(super) fn outranks(&self, asker: NodeId, request: &VoteRequest) -> bool {
         let Role::Candidate(candidate) = &self.role else { return false };
-        self.now < candidate.since + self.timeout()
-            && self.place(self.hard.node, self.position()) < self.place(asker, Some(position))
+        let waits =
+            candidate.cause == Cause::Startup && candidate.answered.len() < self.config.voters().count();
+        let patience = if waits { self.election_wait() } else { self.timeout() };
+        self.now < candidate.since + patience
+            && request.handover.is_none()
+            && self.place(self.hard.node, self.position()) < self.place(asker, Some(request.position))
     }
 
     pub(super) fn stand_at(&mut self, stand: Stand) {
@@ -202,6 +208,7 @@ impl Node {
             phase: Phase::PreVote,
             granted: BTreeSet::new(),
             answered: BTreeSet::new(),
+            outranked: false,
             term: Term(0),
             retry: 0,
             steps: vec![Step { name: "detect".to_owned(), ms: self.now - lost }],
@@ -220,6 +227,7 @@ impl Node {
         candidate.retry = retry;
         candidate.granted = BTreeSet::from([me]);
         candidate.answered = BTreeSet::from([me]);
+        candidate.outranked = false;
         self.ask(false);
         self.count_pre_votes();
     }
@@ -257,10 +265,10 @@ impl Node {
         match reply.refusal {
             None => {
                 candidate.granted.insert(from);
-                self.count_pre_votes();
             }
             Some(refusal) => self.on_refusal(refusal),
         }
+        self.count_pre_votes();
     }
 
     /// A candidate that has not voted yet takes over a higher term and goes on.
@@ -299,7 +307,10 @@ impl Node {
             Refusal::AlreadyVoted | Refusal::InProduction | Refusal::NotReady | Refusal::NotElectable => {
                 return;
             }
-            Refusal::Outranked => 2 * beat,
+            Refusal::Outranked => {
+                candidate.outranked = true;
+                2 * beat
+            }
         };
         candidate.retry = if wait == 0 { now + 1 } else { candidate.retry.min(now + wait) };
     }
@@ -310,7 +321,7 @@ impl Node {
         let patient = self.now < self.started + STARTUP_PATIENCE * self.timeout();
         let wait = self.election_wait();
         let Role::Candidate(candidate) = &mut self.role else { return };
-        if candidate.phase != Phase::PreVote || candidate.granted.len() < nquorum {
+        if candidate.phase != Phase::PreVote || candidate.outranked || candidate.granted.len() < nquorum {
             return;
         }
         // A cluster that starts waits for everybody's position: whoever comes late may hold what was acknowledged.

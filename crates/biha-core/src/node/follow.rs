@@ -25,7 +25,7 @@ impl Node {
         }
         if term < self.hard.term {
             // Answered with the own, higher term: a stale leader learns of it and steps down.
-            self.acknowledge(from, incarnation, &beat);
+            self.acknowledge(from, incarnation, beat.seq, beat.handover.number);
             return;
         }
         self.see_term(term);
@@ -59,7 +59,6 @@ impl Node {
         }
         self.learn_from(&beat);
         self.know_timeline(beat.history.last().map_or(0, |e| e.timeline));
-        self.acknowledge(from, incarnation, &beat);
         let handover = (beat.handover.target == Some(self.hard.node)).then_some(beat.handover.number);
         self.led = true;
         self.heard = Some(Heard { id: from, incarnation, at: self.now, beat, dead: None });
@@ -67,6 +66,7 @@ impl Node {
             Role::Follower(follower) => follower.yielded = false,
             _ => self.become_follower(),
         }
+        self.acknowledge_again();
         if handover.is_none() {
             self.stand_if_leaderless();
         }
@@ -88,14 +88,19 @@ impl Node {
         }
     }
 
-    /// Remembers who opened the leader's timeline. False if that number was opened by another: divergence.
-    fn record_timeline(&mut self) -> bool {
+    /// Remembers who opened the leader's timeline. False if this node's WAL ends on a timeline of a number that
+    /// somebody else opened: divergence that pg_rewind would not see.
+    fn record_timeline(&mut self, position: Position) -> bool {
         let Some(heard) = &self.heard else { return true };
         let Some(last) = heard.beat.history.last() else { return true };
         let entry = TimelineEntry { term: self.hard.term, leader: heard.id, fork: last.fork };
+        if self.unelected(position) && heard.beat.history.iter().any(|e| e.timeline == position.timeline) {
+            return false;
+        }
         match self.hard.timelines.get(&last.timeline) {
-            Some(known) => known.fork == entry.fork && known.leader == entry.leader,
-            None => {
+            Some(known) if *known == entry => true,
+            Some(_) if position.timeline == last.timeline => false,
+            _ => {
                 self.hard.timelines.insert(last.timeline, entry);
                 prune(&mut self.hard.timelines);
                 self.persist();
@@ -104,13 +109,13 @@ impl Node {
         }
     }
 
-    fn acknowledge(&mut self, to: NodeId, incarnation: Incarnation, beat: &Heartbeat) {
+    fn acknowledge(&mut self, to: NodeId, incarnation: Incarnation, seq: u64, handover: u32) {
         let streaming = self.server.streaming
             && matches!(self.wal, Wal::Receiving { leader, term, .. } if leader == to && term == self.hard.term);
         let ack = HeartbeatAck {
-            seq: beat.seq,
+            seq,
             leader_incarnation: incarnation,
-            handover: beat.handover.number,
+            handover,
             config: self.config.version,
             state: self.state(),
             position: self.position(),
@@ -119,11 +124,10 @@ impl Node {
         self.send(to, Message::HeartbeatAck(ack));
     }
 
-    /// The last heartbeat again, now that there is something new to say.
+    /// Answers the last heartbeat, or answers it again now that there is something new to say.
     fn acknowledge_again(&mut self) {
-        let Some(heard) = self.heard.take() else { return };
-        self.acknowledge(heard.id, heard.incarnation, &heard.beat);
-        self.heard = Some(heard);
+        let Some(heard) = &self.heard else { return };
+        self.acknowledge(heard.id, heard.incarnation, heard.beat.seq, heard.beat.handover.number);
     }
 
     pub(super) fn on_config(&mut self, from: NodeId, config: ClusterConfig) {
@@ -205,7 +209,7 @@ impl Node {
         if heard.dead.is_some() || heard.beat.history.is_empty() || chosen || self.hard.error.is_some() {
             return None;
         }
-        if !self.record_timeline() {
+        if !self.record_timeline(position) {
             self.fail(
                 NodeErrorKind::TimelineConflict,
                 format!("node {leader} opened a timeline whose number another leader has used"),
@@ -230,7 +234,10 @@ impl Node {
             self.fail(NodeErrorKind::Diverged, text);
             return None;
         }
-        if !heard.beat.rewind_ready {
+        // pg_rewind takes the end of this node's WAL from its control file, where it stands once replay has come
+        // that far; after a rewind it is there from the start.
+        let end_on_file = self.server.consistent || matches!(self.hard.rewind, RewindState::Done(_));
+        if !heard.beat.rewind_ready || !end_on_file {
             return None;
         }
         self.hard.rewind = RewindState::Requested;

@@ -7,7 +7,7 @@ use crate::event::{EventKind, Step};
 use crate::hardstate::TimelineEntry;
 use crate::message::{Handover, Heartbeat, HeartbeatAck, HistoryEntry, Message, NodeState, PeerView};
 use crate::step::{Order, Output};
-use crate::{Millis, NodeId, Term, Timeline};
+use crate::{Millis, NodeId, Position, Term, Timeline};
 
 use super::change::Change;
 use super::elect::{Cause, Stand};
@@ -370,6 +370,7 @@ impl Node {
         let last: Option<(Timeline, crate::Lsn)> = leader.history.last().map(|e| (e.timeline, e.fork));
         // The server left recovery; the next status will say so too.
         self.server.production = true;
+        self.server.hint = last.map(|(timeline, lsn)| Position { timeline, lsn });
         self.renew();
         self.hard.promotion = None;
         self.know_timeline(term.0);

@@ -66,7 +66,8 @@ impl Node {
     pub fn view(&self) -> View {
         let leader = match &self.role {
             Role::Leader(_) => Some(self.hard.node),
-            _ => self.heard.as_ref().filter(|h| h.dead.is_none()).map(|h| h.id),
+            Role::Candidate(_) => None,
+            Role::Follower(_) => self.heard.as_ref().filter(|h| h.dead.is_none()).map(|h| h.id),
         };
         let members = self.config.members.keys().map(|id| self.member_view(*id)).collect();
         let worth_waiting = match &self.role {

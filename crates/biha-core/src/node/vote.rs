@@ -3,7 +3,7 @@
 use crate::config::Mode;
 use crate::hardstate::RewindState;
 use crate::message::{Message, Refusal, VoteReply, VoteRequest};
-use crate::{Millis, NodeId, Term};
+use crate::{Millis, NodeId, Position, Term};
 
 use super::elect::{Cause, Stand};
 use super::{Node, Role, Wal};
@@ -60,6 +60,13 @@ impl Node {
             && Term(self.timeline) < term
     }
 
+    /// Does the WAL end on a timeline that nobody was elected to open? It must not win against WAL that is.
+    pub(super) fn unelected(&self, position: Position) -> bool {
+        let alone = self.config.voters().eq([self.hard.node]);
+        !alone
+            && self.hard.timelines.get(&position.timeline).is_some_and(|e| e.term != Term(position.timeline))
+    }
+
     /// How long this node is still bound not to vote or stand, in ms.
     pub(super) fn promised_for(&self) -> Option<Millis> {
         self.sticky.filter(|s| self.now < s.until).map(|s| s.until - self.now)
@@ -74,16 +81,22 @@ impl Node {
             && self.sticky.is_some_and(|s| s.leader == heard.id && s.incarnation == heard.incarnation)
     }
 
-    /// Fit to vote and to stand: the position is known, no rewind is unfinished, no error.
+    /// Fit to vote and to stand: the position is known and elected, no rewind is unfinished, no error.
     pub(super) fn ready(&self) -> bool {
-        let known = self.wal != Wal::Unknown || !self.has_wal();
-        known && self.hard.rewind != RewindState::Requested && self.hard.error.is_none()
+        let known = match self.wal {
+            Wal::Unknown => !self.has_wal(),
+            Wal::Stopped { position } => !self.unelected(position),
+            Wal::Receiving { .. } => true,
+        };
+        // A rewound node is whole again only once recovery has become consistent.
+        let whole = self.server.consistent || !self.has_wal();
+        known && whole && self.hard.rewind != RewindState::Requested && self.hard.error.is_none()
     }
 
     pub(super) fn on_pre_vote(&mut self, from: NodeId, request: &VoteRequest) {
         let refusal = self
             .refusal(from, request)
-            .or_else(|| self.outranks(from, request.position).then_some(Refusal::Outranked));
+            .or_else(|| self.outranks(from, request).then_some(Refusal::Outranked));
         self.answer(from, request, refusal, true);
         if refusal.is_none() {
             self.yield_once();
@@ -129,7 +142,8 @@ impl Node {
         let Role::Follower(follower) = &mut self.role else { return };
         let Some((from, request)) = follower.pending_vote.take() else { return };
         let refusal = self.refusal(from, &request);
-        if refusal.is_none() {
+        let again = self.hard.term == request.term && self.hard.voted_for == Some(from);
+        if refusal.is_none() && !again {
             if request.term > self.hard.term {
                 self.hard.term = request.term;
                 self.heard = None;

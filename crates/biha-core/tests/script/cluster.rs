@@ -76,6 +76,7 @@ impl Scene {
                 }
             }
             "heal" => self.heal(),
+            "promote" => self.each(args, Cluster::promote_by_hand)?,
             "reset" => {
                 let (a, b) = (args.node()?, args.node()?);
                 self.cluster.reset_connection(a, b);

@@ -66,6 +66,7 @@ impl Scene {
                 let ms: Millis = args.number()?;
                 return Ok(self.wait(ms));
             }
+            "lead" => return self.lead(args),
             "state" => {
                 let view = self.node.view();
                 let leader = view.leader.map_or("-".to_owned(), |id| format!("n{id}"));
@@ -98,8 +99,54 @@ impl Scene {
             }
             _ => Input::Message(self.message(name, args)?),
         };
+        Ok(self.give(input))
+    }
+
+    /// The node is elected by node 2 and is LEADER_RW on the new timeline; nobody but node 2 has answered yet.
+    fn lead(&mut self, args: &mut Args) -> Answer {
+        let at = args.position("at")?.unwrap_or(Position { timeline: 1, lsn: Lsn(0x100) });
+        let status = ServerStatus { consistent: true, hint: Some(at), ..ServerStatus::default() };
+        let mut answer = self.give(Input::Server(status));
+        let stopped = OrderResult::Stopped { position: at, complete: false, max_timeline: at.timeline };
+        let stopped = self.done(stopped)?;
+        answer += &self.give(stopped);
+        let term = Term(at.timeline.max(self.node.hard().term.0) + 1);
+        let yes = VoteReply { term, refusal: None, position: Some(at), known: Term(term.0 - 1) };
+        for id in [2, 3] {
+            let from = self.envelope(NodeId(id), self.node.hard().term, Message::PreVoteReply(yes.clone()));
+            answer += &self.give(Input::Message(from));
+        }
+        let from = self.envelope(NodeId(2), term, Message::VoteReply(yes));
+        answer += &self.give(Input::Message(from));
+        let ack = HeartbeatAck {
+            seq: 1,
+            leader_incarnation: self.node.hard().incarnation,
+            handover: 0,
+            config: self.node.config().version,
+            state: NodeState::Follower,
+            position: Some(at),
+            streaming: true,
+        };
+        let from = self.envelope(NodeId(2), term, Message::HeartbeatAck(ack));
+        answer += &self.give(Input::Message(from));
+        let history =
+            vec![HistoryEntry { timeline: at.timeline, fork: Lsn(0) }, HistoryEntry { timeline: term.0, fork: at.lsn }];
+        let promoted = self.done(OrderResult::Promoted { history })?;
+        answer += &self.give(promoted);
+        let hint = Some(Position { timeline: term.0, lsn: Lsn(at.lsn.0 + 0x10) });
+        let status = ServerStatus { production: true, checkpointed: true, hint, ..status };
+        answer += &self.give(Input::Server(status));
+        Ok(answer)
+    }
+
+    fn envelope(&self, from: NodeId, term: Term, message: Message) -> Envelope {
+        let own = self.node.hard();
+        Envelope { cluster: own.cluster, from, to: own.node, incarnation: Incarnation(1), term, message }
+    }
+
+    fn give(&mut self, input: Input) -> String {
         let outputs = self.node.step(self.now, input);
-        Ok(self.print(outputs))
+        self.print(outputs)
     }
 
     /// Time passes; ticks come when they are due.
@@ -176,12 +223,14 @@ impl Scene {
             other => return Err(format!("no command {other}").into()),
         };
         let own = self.node.hard();
+        // Whoever asks for a pre-vote, or answers one, has no higher term than before.
+        let usual = if name.starts_with("prevote") { own.term } else { term };
         Ok(Envelope {
             cluster: own.cluster,
             from,
             to: own.node,
             incarnation: Incarnation(args.key_or("incarnation", 1)?),
-            term: Term(args.key_or("speaker_term", term.0)?),
+            term: Term(args.key_or("speaker_term", usual.0)?),
             message,
         })
     }

@@ -258,9 +258,8 @@ impl Cluster {
     fn lie(&mut self, id: NodeId, hint: Option<Position>) -> Option<Position> {
         let hint = hint?;
         let receiver = self.host(id).server.receiver;
-        match self.rng.below(3) {
-            0 => None,
-            1 => Some(Position { lsn: Lsn(hint.lsn.0 & !0xff), ..hint }),
+        match self.rng.below(2) {
+            0 => Some(Position { lsn: Lsn(hint.lsn.0 & !0xff), ..hint }),
             _ => receiver.map_or(Some(hint), |leader| {
                 Some(Position { timeline: self.host(leader).server.log.end().timeline, ..hint })
             }),

@@ -166,6 +166,19 @@ impl Cluster {
         OrderResult::Promoted { history }
     }
 
+    /// Somebody calls pg_promote(): the server opens the next free timeline.
+    pub fn promote_by_hand(&mut self, id: NodeId) {
+        let server = &mut self.host_mut(id).server;
+        let next = server.log.max_timeline() + 1;
+        if server.mode == Mode::Standby && server.log.open_timeline(next, id).is_ok() {
+            server.mode = Mode::Production;
+            server.receiver = None;
+            server.streaming = false;
+            self.say(id, format!("in production on timeline {next}, by hand"));
+            self.poke(id);
+        }
+    }
+
     /// There is new WAL: whoever streams from here gets it.
     fn appended(&mut self, id: NodeId) {
         let hosts: Vec<NodeId> = self

@@ -24,11 +24,13 @@ pub fn failover_lines() -> Vec<Expected> {
 }
 
 /// What a fenced leader and a crashed one say.
-const FENCED: [Expected; 4] = [
+const FENCED: [Expected; 6] = [
     expect("ERROR:  cannot execute*: this node does not accept writes now", "a fenced leader is written to"),
     expect("WARNING:  terminating connection because this node lost its leadership", "a commit at its end"),
     expect("was terminated by signal 9", "killed by the test"),
     expect("because of crash of another server process", "killed by the test"),
+    expect("FATAL:  the database system is in recovery mode", "a client dials after a crash"),
+    expect("FATAL:  terminating connection due to unexpected postmaster exit", "killed by the test"),
 ];
 
 /// In an asynchronous cluster the rows that no other node had yet may be lost, but only those.
