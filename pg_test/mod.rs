@@ -3,8 +3,8 @@
 
 pub mod guard;
 pub mod lifecycle;
-pub mod walreader;
 pub mod sqlapi;
+pub mod walreader;
 
 /// Called once by pgrx before the tests.
 pub fn setup(_options: Vec<&str>) {}

@@ -1,6 +1,7 @@
 //! The end of the local WAL, read from the server's own files.
 
 #[pgrx::pg_schema]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::fs::{self, OpenOptions};
     use std::os::unix::fs::FileExt;

@@ -360,9 +360,7 @@ pub fn take_answer(request: RequestId) -> Option<CommandResult> {
 /// Gives up waiting for an answer; frees the slot. The asking backend's.
 pub fn withdraw(request: RequestId) {
     let mut mailbox = MAILBOX.exclusive();
-    if let Some(letter) =
-        mailbox.letters.iter_mut().find(|l| l.request == request && l.state != Mail::Free)
-    {
+    if let Some(letter) = mailbox.letters.iter_mut().find(|l| l.request == request && l.state != Mail::Free) {
         letter.state = Mail::Free;
     }
 }

@@ -207,6 +207,7 @@ impl Controller {
             NetEvent::Connected(peer) => {
                 let hello = self.node.hello(peer);
                 self.tell(&hello);
+                self.tell_events(peer);
             }
             NetEvent::Message(envelope) => self.feed(Input::Message(envelope)),
             NetEvent::Disconnected(peer, how) => self.feed(Input::Disconnected(peer, how)),
@@ -266,8 +267,7 @@ impl Controller {
             online: m.online,
             since_heard: m.since_heard,
             position: m.position,
-            connection: (m.id != hard.node)
-                .then(|| self.network.connection_state(m.id).name().to_owned()),
+            connection: (m.id != hard.node).then(|| self.network.connection_state(m.id).name().to_owned()),
         });
         Status {
             node: hard.node,

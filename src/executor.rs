@@ -9,6 +9,9 @@ use crate::board;
 use crate::controller::Controller;
 use crate::pg::clock;
 
+/// Events told to a node that was away.
+const EVENTS_TOLD: usize = 64;
+
 impl Controller {
     /// Nothing after a write is done before that write is on disk; a write that fails ends the process.
     pub(crate) fn execute(&mut self, outputs: Vec<Output>) {
@@ -46,14 +49,34 @@ impl Controller {
             at: clock::wall(),
             event,
         };
-        let (cluster, from, incarnation, term) = (hard.cluster, hard.node, hard.incarnation, hard.term);
-        let peers: Vec<NodeId> =
-            self.node.config().members.keys().copied().filter(|id| *id != from).collect();
+        let own = hard.node;
+        let peers: Vec<NodeId> = self.node.config().members.keys().copied().filter(|id| *id != own).collect();
         for to in peers {
-            let message = Message::Event(Box::new(record.clone()));
-            self.tell(&Envelope { cluster, from, to, incarnation, term, message });
+            let envelope = self.envelope(to, Message::Event(Box::new(record.clone())));
+            self.tell(&envelope);
         }
         self.remember(record);
+    }
+
+    /// Tells a node that was away what happened meanwhile; what it knows already it does not keep twice.
+    pub(crate) fn tell_events(&mut self, to: NodeId) {
+        let newest = self.history.records().rev().take(EVENTS_TOLD).cloned().collect::<Vec<_>>();
+        for record in newest.into_iter().rev() {
+            let envelope = self.envelope(to, Message::Event(Box::new(record)));
+            self.tell(&envelope);
+        }
+    }
+
+    fn envelope(&self, to: NodeId, message: Message) -> Envelope {
+        let hard = self.node.hard();
+        Envelope {
+            cluster: hard.cluster,
+            from: hard.node,
+            to,
+            incarnation: hard.incarnation,
+            term: hard.term,
+            message,
+        }
     }
 
     /// Messages may be lost; the core repeats what matters.

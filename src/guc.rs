@@ -67,7 +67,12 @@ pub fn register() {
         none,
     );
     let boolean = |name, short, var, ctx| GucRegistry::define_bool_guc(name, short, c"", var, ctx, none);
-    boolean(c"biha.autorewind", c"Rewind this node by itself when its WAL has diverged.", &AUTOREWIND, Sighup);
+    boolean(
+        c"biha.autorewind",
+        c"Rewind this node by itself when its WAL has diverged.",
+        &AUTOREWIND,
+        Sighup,
+    );
     boolean(c"biha.use_ssl", c"Use TLS on biha's control channel.", &USE_SSL, Postmaster);
     boolean(
         c"biha.trust_refused",
@@ -76,7 +81,14 @@ pub fn register() {
         Sighup,
     );
     let path = |name, short, var| {
-        GucRegistry::define_string_guc(name, short, c"Relative to the data directory.", var, Postmaster, none);
+        GucRegistry::define_string_guc(
+            name,
+            short,
+            c"Relative to the data directory.",
+            var,
+            Postmaster,
+            none,
+        );
     };
     path(c"biha.ssl_certificate", c"Certificate of this node for the control channel.", &SSL_CERTIFICATE);
     path(c"biha.ssl_private_key", c"Private key of this node for the control channel.", &SSL_PRIVATE_KEY);

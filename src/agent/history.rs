@@ -77,6 +77,7 @@ pub fn timeline_at(history: &[HistoryEntry], start: Lsn) -> Option<Timeline> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

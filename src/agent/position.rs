@@ -31,10 +31,10 @@ pub fn read() -> Result<End, String> {
         // what the parent wrote into it.
         let fork = chain.last().map_or(Lsn(0), |entry| entry.fork);
         let from = Position { lsn: best.position.lsn.min(fork), ..best.position };
-        if let Ok(end) = scan(&chain, from) {
-            if end.position > best.position {
-                best = end;
-            }
+        if let Ok(end) = scan(&chain, from)
+            && end.position > best.position
+        {
+            best = end;
         }
     }
     Ok(best)

@@ -175,10 +175,10 @@ impl Receiver {
         let mut conf = self.conf.clone();
         conf.synchronous_standby_names = synchronous_standby_names(&status.config);
         conf.blank_restore_command = !self.needs_archive(status);
-        if differ(&self.conf, &conf) {
-            if let Err(text) = self.write(conf) {
-                pgrx::warning!("{text}");
-            }
+        if differ(&self.conf, &conf)
+            && let Err(text) = self.write(conf)
+        {
+            pgrx::warning!("{text}");
         }
     }
 
@@ -297,6 +297,7 @@ fn synchronous_standby_names(config: &ClusterConfig) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use biha_core::{Member, Mode};

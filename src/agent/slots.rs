@@ -88,10 +88,10 @@ fn move_up(slot: &Slot, status: &Status, id: NodeId) {
         return;
     };
     let Some(to) = target(member, replayed) else { return };
-    if to > restart {
-        if let Err(text) = slots::advance(&slot.name, to) {
-            warning!("could not advance replication slot \"{}\": {text}", slot.name);
-        }
+    if to > restart
+        && let Err(text) = slots::advance(&slot.name, to)
+    {
+        warning!("could not advance replication slot \"{}\": {text}", slot.name);
     }
 }
 

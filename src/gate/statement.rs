@@ -204,6 +204,7 @@ unsafe fn name_unless_temporary(node: *mut pg_sys::Node) -> Option<String> {
 
 #[cfg(any(test, feature = "pg_test"))]
 #[pgrx::pg_schema]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::ffi::CString;
 

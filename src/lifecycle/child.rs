@@ -10,7 +10,7 @@ use super::signals::STOPS;
 use crate::pg::{exec, signal};
 
 /// How often the child is looked at.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(20);
 
 /// A running program.
 pub struct Running {

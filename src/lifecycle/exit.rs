@@ -6,8 +6,8 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::{Life, exit_log, reexec::Image, rewind, rewind::Outcome, signals};
-use crate::pg::control::{self, State};
 use crate::paths;
+use crate::pg::control::{self, State};
 use crate::pg::{postmaster, signal};
 
 /// What an exiting postmaster does.

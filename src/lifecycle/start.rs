@@ -53,7 +53,8 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
         text: format!("could not {what}: {error}"),
         hint: "A member of a biha cluster starts only as a standby.",
     };
-    remove_if_there(Path::new(paths::PID_FILE_LINK)).map_err(|e| doing("remove a link to postmaster.pid", &e))?;
+    remove_if_there(Path::new(paths::PID_FILE_LINK))
+        .map_err(|e| doing("remove a link to postmaster.pid", &e))?;
     create_standby_signal().map_err(|e| doing("create file \"standby.signal\"", &e))?;
     let removed = clear_unfinished_promotion().map_err(|e| doing("remove unused history files", &e))?;
     if !removed.is_empty() {

@@ -117,7 +117,7 @@ impl WalReader {
             Some(Record {
                 start: Lsn((*self.state).ReadRecPtr),
                 end: Lsn((*self.state).EndRecPtr),
-                shutdown_checkpoint: u32::from((*record).xl_rmid) == pg_sys::RmgrIds::RM_XLOG_ID as u32
+                shutdown_checkpoint: u32::from((*record).xl_rmid) == pg_sys::RmgrIds::RM_XLOG_ID
                     && kind == pg_sys::XLOG_CHECKPOINT_SHUTDOWN,
             })
         }
@@ -176,7 +176,7 @@ impl WalReader {
 /// Are these the same place in the WAL? At a page's start a record's end is given before the page's header,
 /// and a redo point behind it.
 fn same_place(end: u64, position: u64) -> bool {
-    end == position || (end % PAGE == 0 && PAGE_HEADERS.iter().any(|header| end + header == position))
+    end == position || (end.is_multiple_of(PAGE) && PAGE_HEADERS.iter().any(|header| end + header == position))
 }
 
 impl Drop for WalReader {

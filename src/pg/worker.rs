@@ -38,7 +38,8 @@ pub fn reload_if_told() -> bool {
 
 /// Waits for this process's latch, the descriptor, the postmaster's death or `timeout` ms, and resets the latch.
 pub fn wait(descriptor: RawFd, timeout: Millis) -> Woken {
-    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
+    let events =
+        pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
     // SAFETY: MyLatch is this process's own; the descriptor stays open during the call.
     let woken = unsafe {
         let woken = pg_sys::WaitLatchOrSocket(

@@ -124,10 +124,7 @@ fn set_minnodes(minnodes: i32) -> bool {
 
 #[pg_extern(volatile, parallel_unsafe)]
 fn set_nquorum_and_minnodes(nquorum: i32, minnodes: i32) -> bool {
-    set(vec![
-        Setting::Nquorum(count("nquorum", nquorum)),
-        Setting::Minnodes(count("minnodes", minnodes)),
-    ])
+    set(vec![Setting::Nquorum(count("nquorum", nquorum)), Setting::Minnodes(count("minnodes", minnodes))])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

@@ -8,8 +8,8 @@ use pgrx::prelude::*;
 
 use super::command::carry_out;
 use super::{error_with_hint, invalid, natural, node_id, status_or_error};
-use crate::pg::status;
 use crate::paths;
+use crate::pg::status;
 
 fn port(name: &str, value: i32) -> u16 {
     match u16::try_from(natural(name, value)) {
@@ -83,11 +83,8 @@ fn magic() -> Result<String, String> {
     let node = status.leader.unwrap_or(status.node);
     let member = status.config.members.get(&node).ok_or("the leader is not a member")?;
     let read = |path: &str| fs::read_to_string(path).map_err(|e| format!("{path}: {e}"));
-    let identity = Identity {
-        cluster: None,
-        system_identifier: status::system_identifier(),
-        node: status.node,
-    };
+    let identity =
+        Identity { cluster: None, system_identifier: status::system_identifier(), node: status.node };
     let hard = StateFiles::new(paths::DIR.as_ref()).load_state(&identity).map_err(|e| e.to_string())?;
     let passfile = read(paths::PASSFILE)?;
     let password = passfile.trim_end().rsplit(':').next().unwrap_or_default().to_owned();

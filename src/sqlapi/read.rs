@@ -62,8 +62,7 @@ fn nodes() -> TableIterator<
     let status = status_or_error();
     let mut rows = Vec::new();
     for (id, member) in &status.config.members {
-        let connection =
-            status.members.iter().find(|m| m.id == *id).and_then(|m| m.connection.clone());
+        let connection = status.members.iter().find(|m| m.id == *id).and_then(|m| m.connection.clone());
         rows.push((sql_id(*id), member.host.clone(), i32::from(member.biha_port), connection));
     }
     TableIterator::new(rows)
@@ -153,26 +152,22 @@ fn history() -> TableIterator<
         name!(steps, Option<pgrx::JsonB>),
     ),
 > {
-    let history = match History::open(Path::new(paths::HISTORY)) {
-        Ok(history) => history,
+    let mut records = match History::read(Path::new(paths::HISTORY)) {
+        Ok(records) => records,
         Err(error) => error_with_hint(
             PgSqlErrorCode::ERRCODE_IO_ERROR,
             format!("could not read biha's history: {error}"),
             "",
         ),
     };
-    let mut records: Vec<_> = history.records().cloned().collect();
     records.sort_by_key(|r| r.at);
     let rows: Vec<_> = records
         .into_iter()
         .map(|record| {
             let event = record.event;
             let total = event.steps.iter().find(|s| s.name == "total").map(|s| s.ms as i64);
-            let steps: Vec<_> = event
-                .steps
-                .iter()
-                .map(|s| format!("{{\"step\":\"{}\",\"ms\":{}}}", s.name, s.ms))
-                .collect();
+            let steps: Vec<_> =
+                event.steps.iter().map(|s| format!("{{\"step\":\"{}\",\"ms\":{}}}", s.name, s.ms)).collect();
             let steps = (!steps.is_empty())
                 .then(|| serde_json::from_str(&format!("[{}]", steps.join(","))).ok())
                 .flatten()

@@ -56,6 +56,16 @@ impl History {
         Ok(history)
     }
 
+    /// The events in the file, for a process that does not own it: nothing is written or mended, so the owner may
+    /// go on appending meanwhile.
+    pub fn read(path: &Path) -> io::Result<Vec<EventRecord>> {
+        match fs::read(path) {
+            Ok(content) => Ok(parse(&content).0),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The events kept, oldest first.
     pub fn records(&self) -> impl DoubleEndedIterator<Item = &EventRecord> + ExactSizeIterator {
         self.records.iter()

@@ -66,11 +66,19 @@ impl Node {
     /// later must not be taken for the one whose WAL is here.
     fn own_up_to_timeline(&mut self) {
         let Some(position) = self.server.hint else { return };
-        if self.hard.timelines.contains_key(&position.timeline) {
-            return;
+        match self.hard.timelines.get(&position.timeline) {
+            Some(entry) if entry.leader == self.hard.node => return,
+            Some(entry) => {
+                let (timeline, leader) = (position.timeline, entry.leader);
+                let text = format!(
+                    "the server was promoted without an election, to timeline {timeline}, which is node {leader}'s"
+                );
+                self.fail(NodeErrorKind::TimelineConflict, text);
+                return;
+            }
+            None => {}
         }
-        let entry =
-            TimelineEntry { term: self.hard.term, leader: self.hard.node, fork: position.lsn };
+        let entry = TimelineEntry { term: self.hard.term, leader: self.hard.node, fork: position.lsn };
         self.hard.timelines.insert(position.timeline, entry);
         self.know_timeline(position.timeline);
         self.note(EventKind::Demoted, "the server was promoted without an election", Vec::new());

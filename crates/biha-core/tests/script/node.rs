@@ -129,8 +129,10 @@ impl Scene {
         };
         let from = self.envelope(NodeId(2), term, Message::HeartbeatAck(ack));
         answer += &self.give(Input::Message(from));
-        let history =
-            vec![HistoryEntry { timeline: at.timeline, fork: Lsn(0) }, HistoryEntry { timeline: term.0, fork: at.lsn }];
+        let history = vec![
+            HistoryEntry { timeline: at.timeline, fork: Lsn(0) },
+            HistoryEntry { timeline: term.0, fork: at.lsn },
+        ];
         let promoted = self.done(OrderResult::Promoted { history })?;
         answer += &self.give(promoted);
         let hint = Some(Position { timeline: term.0, lsn: Lsn(at.lsn.0 + 0x10) });

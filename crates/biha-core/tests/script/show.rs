@@ -24,11 +24,17 @@ pub fn persisted(old: &HardState, new: &HardState) -> String {
     let error = |h: &HardState| option(h.error.as_ref().map(|e| e.kind.name().to_owned()));
     note("error", error(old), error(new));
     let intent = |h: &HardState| {
-        option(h.promotion.map(|p| format!("to {} with placeholders from {}", p.timeline, p.first_placeholder)))
+        option(
+            h.promotion.map(|p| format!("to {} with placeholders from {}", p.timeline, p.first_placeholder)),
+        )
     };
     note("promotion", intent(old), intent(new));
     let timelines = |h: &HardState| {
-        h.timelines.iter().map(|(t, e)| format!("{t} by n{} at {}", e.leader, e.fork)).collect::<Vec<_>>().join(", ")
+        h.timelines
+            .iter()
+            .map(|(t, e)| format!("{t} by n{} at {}", e.leader, e.fork))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     note("timelines", timelines(old), timelines(new));
     if changes.is_empty() { "persist".to_owned() } else { format!("persist: {}", changes.join(", ")) }

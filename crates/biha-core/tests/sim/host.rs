@@ -2,7 +2,7 @@
 
 use biha_core::*;
 
-use super::{After, CRASH_RESTART, Cluster, LATENCY, REWIND, RETRY_CONNECT, START, Server, ServerMode, What};
+use super::{After, CRASH_RESTART, Cluster, LATENCY, RETRY_CONNECT, REWIND, START, Server, ServerMode, What};
 
 /// A clock that is off and does not run alike.
 #[derive(Clone, Copy, Debug, Default)]

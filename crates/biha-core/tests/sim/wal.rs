@@ -87,7 +87,11 @@ impl Log {
     /// Receives everything that `source` has. An error if the two had parted unnoticed.
     pub fn receive(&mut self, source: &Log) -> Result<bool, String> {
         if !source.records.starts_with(&self.records) {
-            return Err(format!("WAL ending at {} is no prefix of WAL ending at {}", self.end(), source.end()));
+            return Err(format!(
+                "WAL ending at {} is no prefix of WAL ending at {}",
+                self.end(),
+                source.end()
+            ));
         }
         let more = source.records.len() > self.records.len();
         self.records.extend_from_slice(&source.records[self.records.len()..]);
