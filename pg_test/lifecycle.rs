@@ -30,8 +30,6 @@ mod tests {
 
     #[pg_test]
     fn a_server_that_is_no_member_is_left_alone() {
-        assert!(!lifecycle::active());
-        assert!(!lifecycle::operator_stopping());
         assert_eq!(Spi::get_one::<bool>("SELECT pg_is_in_recovery()"), Ok(Some(false)));
         assert!(!std::path::Path::new("standby.signal").exists());
         assert!(!std::path::Path::new("pg_biha").exists());

@@ -1,5 +1,6 @@
 //! In-server tests, one file per area. They run in one server that has biha loaded but not configured, which must
 //! then behave as if biha were absent.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 pub mod guard;
 pub mod lifecycle;

@@ -5,8 +5,6 @@
 pub const DIR: &str = "pg_biha";
 /// The replicated configuration.
 pub const CONF: &str = "pg_biha/biha.conf";
-/// The node's durable state.
-pub const STATE: &str = "pg_biha/biha.state";
 /// The events kept for `biha.history()`.
 pub const HISTORY: &str = "pg_biha/biha.history";
 /// PostgreSQL settings that change with the node's role; included by postgresql.biha.conf.

@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn values_of_a_connection_string_are_quoted() {
-        assert_eq!(quoted(r"a 'b' \c"), r"'a \'b\' \\\\c'");
+        assert_eq!(quoted(r"a 'b' \c"), r"'a \'b\' \\c'");
     }
 
     #[test]

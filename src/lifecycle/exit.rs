@@ -65,8 +65,8 @@ pub fn run(life: &Life, code: i32) {
 
 fn start_again(image: &Image) -> ! {
     exit_log("restarting in place", None);
-    // The new image removes postmaster.pid and makes it anew. A second link keeps the kernel from freeing the old
-    // file in between, so that pg_ctl hardly ever finds none. Without it the gap is only longer.
+    // The new image removes postmaster.pid and makes it anew. A second link keeps the kernel from freeing the
+    // old file in between, so that pg_ctl hardly ever finds none. Without it the gap is only longer.
     let _ = std::fs::hard_link(paths::PID_FILE, paths::PID_FILE_LINK);
     let error = image.start();
     exit_log(&format!("could not restart in place: {error}"), Some("Start the server again."));

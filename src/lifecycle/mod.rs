@@ -106,16 +106,6 @@ unsafe extern "C-unwind" fn shmem_startup() {
     life.started.store(true, Ordering::Relaxed);
 }
 
-/// Does biha lead this server? In any of its processes.
-pub fn active() -> bool {
-    LIFE.get().is_some()
-}
-
-/// Is an operator stopping this server?
-pub fn operator_stopping() -> bool {
-    LIFE.get().is_some_and(|life| life.page.operator_stopping())
-}
-
 /// Asks the postmaster to shut the server down and to start it again in place, as a standby; to rewind it in
 /// between against the server of the conninfo given (keywords and values, no password: it shows in the
 /// process list). Of any child of the postmaster. Returns once the postmaster has been told. Fails if the

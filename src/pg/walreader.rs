@@ -15,6 +15,9 @@ const PAGE: u64 = pg_sys::XLOG_BLCKSZ as u64;
 /// `sizeof(XLogPageHeaderData)` and `sizeof(XLogLongPageHeaderData)`.
 const PAGE_HEADERS: [u64; 2] = [24, 40];
 
+/// Segments that a record may span; PostgreSQL makes none longer than 1 GB.
+const LONGEST: u64 = 64;
+
 /// A complete and valid record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -127,18 +130,15 @@ impl WalReader {
     /// end of a record, and returns that record. It is reached by reading up to it: only so is the next
     /// one's link to it checked, without which old content of a recycled file may look like a record.
     pub fn seek(&mut self, position: Lsn) -> Option<Record> {
-        let first = position.0.saturating_sub(1) / PAGE * PAGE;
-        let mut back = 0;
-        loop {
-            let start = first.saturating_sub(back);
-            if let Some(record) = self.read_up_to(Lsn(start), position) {
-                return Some(record);
-            }
-            if start == 0 || back > xlog::segment_size() {
-                return None;
-            }
-            back = (back * 2).max(PAGE);
-        }
+        let size = xlog::segment_size();
+        let page = position.0.saturating_sub(1) / PAGE * PAGE;
+        let segment = page / size * size;
+        // Most records are short: a few pages will do. A segment left by a switch is empty but for its
+        // beginning, and a long record may have begun in an earlier one.
+        let pages =
+            (0..).map(|n| (1_u64 << n) - 1).map(|n| n * PAGE).take_while(|back| segment + back < page);
+        let segments = (0..=LONGEST).map_while(|n| segment.checked_sub(n * size));
+        pages.map(|back| page - back).chain(segments).find_map(|from| self.read_up_to(Lsn(from), position))
     }
 
     /// Places the reader at the first record of a segment, whose predecessor may be gone (a base backup
@@ -176,7 +176,8 @@ impl WalReader {
 /// Are these the same place in the WAL? At a page's start a record's end is given before the page's header,
 /// and a redo point behind it.
 fn same_place(end: u64, position: u64) -> bool {
-    end == position || (end.is_multiple_of(PAGE) && PAGE_HEADERS.iter().any(|header| end + header == position))
+    end == position
+        || (end.is_multiple_of(PAGE) && PAGE_HEADERS.iter().any(|header| end + header == position))
 }
 
 impl Drop for WalReader {

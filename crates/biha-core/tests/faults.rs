@@ -168,7 +168,8 @@ impl Run {
             12 | 13 => self.heal(),
             14 | 15 => self.boot_all(),
             16 => self.thaw_all(),
-            17 => {
+            // A receiver that still points there would stream from it before its controller says a word.
+            17 if c.chaos.crash == 0 && c.host(a).watched() && !c.is_source(a) => {
                 self.by_hand = true;
                 c.promote_by_hand(a);
             }

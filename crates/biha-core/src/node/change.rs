@@ -4,6 +4,7 @@
 use crate::command::{Command, CommandError, CommandResult, MemberSetting, RequestId, Setting};
 use crate::config::{ClusterConfig, ConfigVersion, Member, Mode, Settings};
 use crate::event::EventKind;
+use crate::hardstate::RewindState;
 use crate::message::{Message, NodeState};
 use crate::step::Output;
 use crate::{Millis, NodeId, Term};
@@ -72,16 +73,21 @@ impl Node {
         self.waiting.push(Waiting { request, deadline, new_leader: None, command });
     }
 
-    /// Also accepts WAL that nobody elected: the operator knows what this node holds.
+    /// Where there is no error it accepts WAL that nobody elected: the operator knows what this node holds.
     fn reset_error(&mut self) {
         let known = self.hard.timelines.len();
-        self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
-        if self.hard.error.take().is_some() || self.hard.timelines.len() < known {
-            self.hard.rewind = crate::RewindState::None;
+        if self.hard.error.take().is_some() {
+            self.hard.rewind = RewindState::None;
             self.hard.lower_bound = None;
-            self.persist();
             self.note(EventKind::NodeError, "the error was reset", Vec::new());
+        } else {
+            self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
+            if self.hard.timelines.len() == known {
+                return;
+            }
+            self.note(EventKind::NodeError, "a promotion that nobody elected was accepted", Vec::new());
         }
+        self.persist();
     }
 
     pub(super) fn on_forward(&mut self, from: NodeId, request: RequestId, command: Command) {

@@ -3,12 +3,14 @@
 use crate::event::EventKind;
 use crate::hardstate::{NodeErrorKind, PromotionIntent, TimelineEntry};
 use crate::step::{Order, OrderId, OrderResult, Output};
-use crate::{Lsn, Position, Timeline};
+use crate::{Lsn, Position, Term, Timeline};
 
 use super::{Node, Outstanding, Role, Wal};
 
 /// How long to wait after an order that failed, in ms.
 const RETRY_AFTER_FAILURE: u64 = 1000;
+/// The term of a timeline that no term opened.
+const NOT_ELECTED: Term = Term(0);
 
 impl Node {
     /// The last act of every step, and the only place that gives orders.
@@ -40,7 +42,6 @@ impl Node {
         }
         if self.server.production {
             // No incarnation resumes a leadership it did not win itself, and a demoted leader starts again.
-            self.own_up_to_timeline();
             return Some(Order::Restart { rewind: None, drain: false });
         }
         if self.wal == Wal::Unknown {
@@ -64,7 +65,7 @@ impl Node {
 
     /// Somebody promoted this server without an election: whoever is elected under the number of its timeline
     /// later must not be taken for the one whose WAL is here.
-    fn own_up_to_timeline(&mut self) {
+    pub(super) fn own_up_to_timeline(&mut self) {
         let Some(position) = self.server.hint else { return };
         match self.hard.timelines.get(&position.timeline) {
             Some(entry) if entry.leader == self.hard.node => return,
@@ -78,7 +79,10 @@ impl Node {
             }
             None => {}
         }
-        let entry = TimelineEntry { term: self.hard.term, leader: self.hard.node, fork: position.lsn };
+        let leads = matches!(self.role, Role::Leader(_));
+        let elected = leads && self.hard.term == Term(position.timeline);
+        let term = if elected { self.hard.term } else { NOT_ELECTED };
+        let entry = TimelineEntry { term, leader: self.hard.node, fork: position.lsn };
         self.hard.timelines.insert(position.timeline, entry);
         self.know_timeline(position.timeline);
         self.note(EventKind::Demoted, "the server was promoted without an election", Vec::new());
@@ -160,15 +164,8 @@ impl Node {
         let first = self.wal == Wal::Unknown;
         self.wal = Wal::Stopped { position };
         self.know_timeline(max_timeline.max(position.timeline));
-        if first
-            && let Some(bound) = self.hard.lower_bound
-            && position < bound
-        {
-            let text = format!("the WAL ends at {position}, but this node had flushed {bound}");
-            self.fail(NodeErrorKind::WalShorter, text);
-        }
-        if first && matches!(self.role, Role::Follower(_)) {
-            self.stand_if_leaderless();
+        if first {
+            self.look_at_first_position(position);
         }
         let ended = self.heard.as_ref().is_some_and(|h| {
             h.dead.is_some_and(|d| d.clean) || h.beat.handover.target == Some(self.hard.node)
@@ -178,5 +175,18 @@ impl Node {
             self.stream_ended();
         }
         self.start_vote_if_stopped();
+    }
+
+    /// What a start finds: does the WAL go as far as was told?
+    fn look_at_first_position(&mut self, position: Position) {
+        if let Some(bound) = self.hard.lower_bound
+            && position < bound
+        {
+            let text = format!("the WAL ends at {position}, but this node had flushed {bound}");
+            self.fail(NodeErrorKind::WalShorter, text);
+        }
+        if matches!(self.role, Role::Follower(_)) {
+            self.stand_if_leaderless();
+        }
     }
 }

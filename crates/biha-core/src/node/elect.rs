@@ -294,7 +294,7 @@ impl Node {
 
     /// Brings the next attempt forward or puts it off, by what the refusal says.
     fn on_refusal(&mut self, refusal: Refusal) {
-        let beat = self.beat();
+        let (beat, timeout) = (self.beat(), self.timeout());
         let jitter = self.random(beat);
         let now = self.now;
         let Role::Candidate(candidate) = &mut self.role else { return };
@@ -303,7 +303,11 @@ impl Node {
             Refusal::LeaderAlive(ms) | Refusal::Silent(ms) => ms.min(2 * beat) + jitter / 2,
             Refusal::TermTooLow => 0,
             Refusal::ConfigOlder => beat,
-            Refusal::PositionBehind => 4 * beat + jitter,
+            Refusal::PositionBehind => {
+                // Who holds more stands itself, if it can; it gets one election timeout for that.
+                candidate.outranked |= now < candidate.since + timeout;
+                4 * beat + jitter
+            }
             Refusal::AlreadyVoted | Refusal::InProduction | Refusal::NotReady | Refusal::NotElectable => {
                 return;
             }

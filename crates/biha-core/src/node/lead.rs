@@ -338,10 +338,14 @@ impl Node {
         if let Some(order) = leader.handing_over.and_then(|h| h.order()) {
             return Some(order);
         }
+        if leader.history.is_empty() && self.server.production {
+            self.own_up_to_timeline();
+            self.promotion_failed("somebody else promoted the server");
+            return None;
+        }
         if leader.history.is_empty() {
             let ready = leader.lease(config, me, now) > now
-                && leader.alive(config, now) >= config.minnodes()
-                && !self.server.production;
+                && leader.alive(config, now) >= config.minnodes();
             return ready
                 .then_some(Order::Promote { timeline: leader.term.0, first_placeholder: own_timeline + 1 });
         }

@@ -269,6 +269,9 @@ impl Node {
     fn on_server(&mut self, status: ServerStatus) {
         self.server = status;
         let now = self.now;
+        if status.production && !matches!(self.role, Role::Leader(_)) {
+            self.own_up_to_timeline();
+        }
         if let Wal::Receiving { last, moved, .. } = &mut self.wal
             && *last != status.hint
         {
@@ -408,6 +411,7 @@ impl Node {
         match (self.hard.rewind, rewound) {
             (_, Some(Ok(()))) => {
                 self.hard.rewind = RewindState::Done(self.hard.term);
+                self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
                 self.hard.lower_bound = None;
                 self.hard.error = None;
                 // What this node itself had opened is no part of its WAL any more.

@@ -166,6 +166,11 @@ impl Cluster {
         OrderResult::Promoted { history }
     }
 
+    /// Does anybody's primary_conninfo point there?
+    pub fn is_source(&self, id: NodeId) -> bool {
+        self.hosts.values().any(|h| h.server.receiver == Some(id))
+    }
+
     /// Somebody calls pg_promote(): the server opens the next free timeline.
     pub fn promote_by_hand(&mut self, id: NodeId) {
         let server = &mut self.host_mut(id).server;

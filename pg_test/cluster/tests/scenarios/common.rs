@@ -14,7 +14,10 @@ pub const TEN_SECONDS: Duration = Duration::from_secs(10);
 /// A limit for what may include an election, a rewind and a checkpoint.
 pub const A_MINUTE: Duration = Duration::from_secs(60);
 /// Most acknowledged rows that an asynchronous failover may lose at 200 rows a second: those of half a second.
-pub const LOST_MAX: usize = 100;
+const LOST_MAX: usize = 100;
+/// Most that a leader may acknowledge which is cut off from the others only: those of its lease (1.8 s), of all
+/// workers and patient clients, and again of half a second.
+const LOST_IN_LEASE_MAX: usize = 260 * 18 / 10 + LOST_MAX;
 
 /// What the logs of a failover may say.
 pub fn failover_lines() -> Vec<Expected> {

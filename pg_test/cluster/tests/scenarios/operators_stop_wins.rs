@@ -88,12 +88,12 @@ fn stop_in_the_middle_of_a_demotion() {
             let target = cluster.others(leader.id)[0].id;
             let mark = leader.log_mark();
             thread::scope(|scope| -> Result<()> {
-                // Its answer doesn't matter: the session may end with the leader.
-                let switchover = scope.spawn(|| cluster.set_leader(leader, target).ok());
+                // It may fail, as its session ends with the leader; but it must begin.
+                let switchover = scope.spawn(|| cluster.set_leader(leader, target));
                 let began = leader.wait_log(mark, "received fast shutdown request", TEN_SECONDS);
                 let stopped = leader.signal(asked);
-                drop(switchover.join());
-                began.and(stopped)
+                let answer = switchover.join();
+                began.with_context(|| format!("set_leader answered {answer:?}")).and(stopped)
             })?;
             expect_stays_down(leader, DOWN)?;
             cluster.wait_leader_other_than(leader.id, A_MINUTE)?;
