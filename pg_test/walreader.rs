@@ -6,7 +6,7 @@ mod tests {
     use std::fs::{self, OpenOptions};
     use std::os::unix::fs::FileExt;
 
-    use biha_core::Lsn;
+    use biha_core::{HistoryEntry, Lsn};
     use pgrx::prelude::*;
 
     use crate::pg::walreader::{Record, WalReader};
@@ -21,8 +21,9 @@ mod tests {
         Lsn(u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap())
     }
 
-    /// Writes some records into a fresh segment; their limits.
+    /// Writes some records into a fresh segment, which no other of these tests leaves meanwhile; their limits.
     fn some_wal() -> (Lsn, Lsn) {
+        Spi::run("SELECT pg_advisory_xact_lock(1)").unwrap();
         Spi::run("SELECT pg_switch_wal()").unwrap();
         Spi::run("CREATE TABLE wal_of_this_test (a int)").unwrap();
         let start = lsn("pg_current_wal_insert_lsn()");
@@ -31,8 +32,12 @@ mod tests {
         (start, lsn("pg_current_wal_flush_lsn()"))
     }
 
+    fn reader(timeline: u32) -> WalReader {
+        WalReader::new(vec![HistoryEntry { timeline, fork: Lsn(0) }]).unwrap()
+    }
+
     fn read_on(timeline: u32, from: Lsn) -> Vec<Record> {
-        let mut reader = WalReader::new(vec![timeline]).unwrap();
+        let mut reader = reader(timeline);
         let before = reader.seek(from).expect("the record before must be found");
         assert_eq!(before.end, from);
         std::iter::from_fn(|| reader.next()).collect()
@@ -104,7 +109,6 @@ mod tests {
         let (_, end) = some_wal();
         Spi::run("SELECT pg_switch_wal()").unwrap();
         let next = Lsn((end.0 / SEGMENT + 1) * SEGMENT);
-        let mut reader = WalReader::new(vec![1]).unwrap();
-        assert_eq!(reader.seek(next).map(|record| record.end), Some(next));
+        assert_eq!(reader(1).seek(next).map(|record| record.end), Some(next));
     }
 }

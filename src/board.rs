@@ -53,6 +53,8 @@ pub struct Gate {
     pub controller_latch: AtomicUsize,
     /// See [`Gate::controller_latch`].
     pub agent_latch: AtomicUsize,
+    /// Latch of the session that was last answered, for a restart that would end it; 0 if none.
+    pub answered_latch: AtomicUsize,
 }
 
 // SAFETY: only atomics and a process-shared mutex; no pointers into one process's memory.
@@ -342,6 +344,7 @@ pub fn answer(request: RequestId, result: &CommandResult) {
         letter.result = blob;
         letter.asker_latch
     };
+    gate().answered_latch.store(latch, Ordering::SeqCst);
     process::set_latch(latch);
 }
 

@@ -5,14 +5,17 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use biha_core::{NodeId, OrderResult};
 
 use super::receiver;
-use crate::lifecycle;
-use crate::pg::{exec, postmaster, wait, walsender, xlog};
+use crate::pg::{exec, postmaster, process, wait, walsender, xlog};
+use crate::{board, lifecycle};
 
+/// How long a session may take to pass an answer on to its client.
+const ANSWER_LIMIT: Duration = Duration::from_millis(20);
 /// How long `postgres -C` may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -32,6 +35,11 @@ pub fn restart(rewind: Option<NodeId>, drain: bool) -> Result<OrderResult, Strin
     if !drain {
         // One whose follower does not answer would hold up the shutdown until wal_sender_timeout.
         walsender::terminate_all();
+    }
+    if drain {
+        // Whoever asked for the switchover on this very node shall read that it was accepted.
+        let asker = board::gate().answered_latch.swap(0, Ordering::SeqCst);
+        wait::until(ANSWER_LIMIT, || process::awaits_client(asker));
     }
     lifecycle::request_restart(source.as_deref())?;
     Ok(OrderResult::Done)

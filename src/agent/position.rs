@@ -1,6 +1,6 @@
 //! Where this node's WAL ends, read from the WAL itself once nothing is being received any more.
 
-use biha_core::{HistoryEntry, Lsn, Position, Timeline};
+use biha_core::{HistoryEntry, Position, Timeline};
 
 use super::history;
 use crate::pg::recovery;
@@ -20,24 +20,21 @@ pub struct End {
 pub fn read() -> Result<End, String> {
     let replayed = recovery::replayed().ok_or("replay has not begun")?;
     let own = history::read(replayed.timeline).map_err(|e| e.to_string())?;
-    let mut best = scan(&own, replayed)?;
+    let mut best = scan(&own, replayed);
     let numbers = history::numbers().map_err(|e| e.to_string())?;
     for newer in numbers.into_iter().filter(|number| *number > replayed.timeline) {
         let chain = history::read(newer).map_err(|e| e.to_string())?;
         if !history::passes(&chain, replayed) {
             continue;
         }
-        // From the fork on, or from where the parent's files end: the newer timeline's first segment repeats
-        // what the parent wrote into it.
-        let fork = chain.last().map_or(Lsn(0), |entry| entry.fork);
-        let from = Position { lsn: best.position.lsn.min(fork), ..best.position };
-        if let Ok(end) = scan(&chain, from)
-            && end.position > best.position
+        // Its first segment repeats what the parent wrote into it.
+        if let Ok(end) = scan(&chain, replayed)
+            && best.as_ref().map_or(true, |best| end.position > best.position)
         {
-            best = end;
+            best = Ok(end);
         }
     }
-    Ok(best)
+    best
 }
 
 /// Highest timeline number that pg_wal knows of, placeholders included; at least `own`.
@@ -48,8 +45,7 @@ pub fn max_timeline(own: Timeline) -> Result<Timeline, String> {
 
 /// Follows one history from `from`, the end of a record, to where the valid WAL ends.
 fn scan(chain: &[HistoryEntry], from: Position) -> Result<End, String> {
-    let timelines = chain.iter().rev().map(|entry| entry.timeline).collect();
-    let mut reader = WalReader::new(timelines).ok_or("out of memory")?;
+    let mut reader = WalReader::new(chain.to_vec()).ok_or("out of memory")?;
     let last = reader.seek(from.lsn);
     if last.is_none() && !reader.seek_segment_start(from.lsn) {
         return Err(format!("could not read the WAL before {from}"));

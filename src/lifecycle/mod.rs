@@ -26,7 +26,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 
 use self::page::{Page, Request};
 use self::reexec::Image;
-use crate::pg::{postmaster, sharedpage};
+use crate::pg::{postmaster, sharedpage, status};
 use crate::{board, guc};
 
 /// What the postmaster keeps for its end.
@@ -102,6 +102,9 @@ unsafe extern "C-unwind" fn shmem_startup() {
             "this node cannot be rewound if its WAL parts from the leader's".into(),
             Some("Set wal_log_hints to on, or enable data checksums."),
         );
+    }
+    if let Some(first) = start::first_status(status::system_identifier()) {
+        board::publish(&first);
     }
     life.started.store(true, Ordering::Relaxed);
 }

@@ -6,11 +6,12 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use biha_core::{NodeId, PromotionIntent};
+use biha_core::{NodeId, NodeState, PromotionIntent};
 use biha_io::{Identity, StateFiles};
 
 use super::aside::sync_directory;
-use crate::pg::{control, serverconf::ServerConf, settings};
+use crate::board::{MemberStatus, Status};
+use crate::pg::{clock, control, serverconf::ServerConf, settings};
 use crate::{guc, paths};
 
 const STANDBY_SIGNAL: &str = "standby.signal";
@@ -108,6 +109,34 @@ fn promotion_intent(system_identifier: u64) -> Option<PromotionIntent> {
     let node = NodeId(u32::try_from(guc::ID.get()).ok()?);
     let identity = Identity { cluster: None, system_identifier, node };
     StateFiles::new(Path::new(paths::DIR)).load_state(&identity).ok()?.promotion
+}
+
+/// What sessions see until the controller has something to say.
+pub fn first_status(system_identifier: u64) -> Option<Status> {
+    let node = NodeId(u32::try_from(guc::ID.get()).ok()?);
+    let files = StateFiles::new(Path::new(paths::DIR));
+    let hard = files.load_state(&Identity { cluster: None, system_identifier, node }).ok()?;
+    let config = files.load_config().ok()?;
+    let member = |id: NodeId| MemberStatus {
+        id,
+        state: if id == node { NodeState::PreStartup } else { NodeState::Unknown },
+        last_known: NodeState::Unknown,
+        online: id == node,
+        since_heard: None,
+        position: None,
+        connection: None,
+    };
+    Some(Status {
+        node,
+        term: hard.term,
+        incarnation: hard.incarnation,
+        leader: None,
+        members: config.members.keys().copied().map(member).collect(),
+        config,
+        error: hard.error,
+        worth_waiting: false,
+        published: clock::boottime(),
+    })
 }
 
 fn remove_histories(wal: &Path, intent: PromotionIntent) -> io::Result<Vec<String>> {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::ptr;
 
-use biha_core::{Lsn, Timeline};
+use biha_core::{HistoryEntry, Lsn, Timeline};
 use pgrx::pg_sys;
 
 use crate::pg::xlog;
@@ -31,8 +31,9 @@ pub struct Record {
 
 /// Where the pages come from.
 struct Source {
-    /// A segment is read from the first of these that has a file for it.
-    timelines: Vec<Timeline>,
+    /// Oldest first. A segment is read from the file of the newest timeline that begins in it or before it, and
+    /// from no other: an older one's file of that segment may go on with a dead branch.
+    history: Vec<HistoryEntry>,
     segment_size: u64,
     open: Option<(u64, File)>,
 }
@@ -41,11 +42,9 @@ impl Source {
     /// The file that holds a segment.
     fn segment(&mut self, number: u64) -> Option<&File> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
-            let file = self
-                .timelines
-                .iter()
-                .find_map(|timeline| File::open(segment_path(*timeline, number, self.segment_size)).ok())?;
-            self.open = Some((number, file));
+            let size = self.segment_size;
+            let owner = self.history.iter().rev().find(|entry| entry.fork.0 / size <= number)?;
+            self.open = Some((number, File::open(segment_path(owner.timeline, number, size)).ok()?));
         }
         self.open.as_ref().map(|(_, file)| file)
     }
@@ -80,17 +79,17 @@ unsafe extern "C-unwind" fn read_page(
     if source.read_page(page, buffer) { PAGE as i32 } else { -1 }
 }
 
-/// Reads records of one timeline and, for segments that only they have, of its ancestors.
+/// Reads the records of one history.
 pub struct WalReader {
     state: *mut pg_sys::XLogReaderState,
     source: *mut Source,
 }
 
 impl WalReader {
-    /// A reader of these timelines' files, the first that has a segment first. `None` without memory.
-    pub fn new(timelines: Vec<Timeline>) -> Option<Self> {
+    /// A reader of this history, oldest timeline first. `None` without memory.
+    pub fn new(history: Vec<HistoryEntry>) -> Option<Self> {
         let source =
-            Box::into_raw(Box::new(Source { timelines, segment_size: xlog::segment_size(), open: None }));
+            Box::into_raw(Box::new(Source { history, segment_size: xlog::segment_size(), open: None }));
         let mut routine =
             pg_sys::XLogReaderRoutine { page_read: Some(read_page), segment_open: None, segment_close: None };
         // SAFETY: the routine is copied; the source lives as long as the reader (see `drop`).

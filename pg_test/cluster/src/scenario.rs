@@ -66,6 +66,7 @@ fn prepared(
     let started = Instant::now();
     let work = || -> Result<String> {
         let mut cluster = make(builder)?;
+        let made = started.elapsed();
         let mut figures = Figures::default();
         let result = body(&mut cluster, &mut figures).and_then(|()| {
             let lines = logs::check(cluster.nodes(), expected);
@@ -73,7 +74,7 @@ fn prepared(
             Ok(())
         });
         match result {
-            Ok(()) => Ok(figures.0),
+            Ok(()) => Ok(format!("{} [made in {:.1} s]", figures.0, made.as_secs_f64())),
             Err(error) => {
                 cluster.keep();
                 bail!("{error:#}\nfigures: {}\n{}", figures.0, cluster.dump())

@@ -105,8 +105,8 @@ impl Node {
     /// waits for nodes that may never come: whoever cannot win must not keep others from it.
     pub(super) fn outranks(&self, asker: NodeId, request: &VoteRequest) -> bool {
         let Role::Candidate(candidate) = &self.role else { return false };
-        let waits =
-            candidate.cause == Cause::Startup && candidate.answered.len() < self.config.voters().count();
+        let (_, answered) = self.voters_who_answered();
+        let waits = candidate.cause == Cause::Startup && answered < self.config.voters().count();
         let patience = if waits { self.election_wait() } else { self.timeout() };
         self.now < candidate.since + patience
             && request.handover.is_none()
@@ -319,17 +319,26 @@ impl Node {
         candidate.retry = if wait == 0 { now + 1 } else { candidate.retry.min(now + wait) };
     }
 
+    /// How many voters said yes in this round, and how many said anything of use. Whoever is no voter by the
+    /// newest configuration does not count.
+    fn voters_who_answered(&self) -> (usize, usize) {
+        let Role::Candidate(candidate) = &self.role else { return (0, 0) };
+        let among = |set: &BTreeSet<NodeId>| self.config.voters().filter(|id| set.contains(id)).count();
+        (among(&candidate.granted), among(&candidate.answered))
+    }
+
     fn count_pre_votes(&mut self) {
         let nquorum = self.config.nquorum();
         let voters = self.config.voters().count();
+        let (granted, answered) = self.voters_who_answered();
         let patient = self.now < self.started + STARTUP_PATIENCE * self.timeout();
         let wait = self.election_wait();
         let Role::Candidate(candidate) = &mut self.role else { return };
-        if candidate.phase != Phase::PreVote || candidate.outranked || candidate.granted.len() < nquorum {
+        if candidate.phase != Phase::PreVote || candidate.outranked || granted < nquorum {
             return;
         }
         // A cluster that starts waits for everybody's position: whoever comes late may hold what was acknowledged.
-        if candidate.cause == Cause::Startup && patient && candidate.answered.len() < voters {
+        if candidate.cause == Cause::Startup && patient && answered < voters {
             return;
         }
         candidate.phase = Phase::Stopping;
@@ -407,10 +416,10 @@ impl Node {
 
     fn count_votes(&mut self) {
         let nquorum = self.config.nquorum();
-        let Role::Candidate(candidate) = &mut self.role else { return };
-        if candidate.granted.len() < nquorum {
+        if self.voters_who_answered().0 < nquorum {
             return;
         }
+        let Role::Candidate(candidate) = &mut self.role else { return };
         let before: Millis = candidate.steps.iter().skip(1).map(|s| s.ms).sum();
         let ms = (self.now - candidate.since).saturating_sub(before);
         candidate.steps.push(Step { name: "vote".to_owned(), ms });

@@ -25,6 +25,11 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// Terms that had a leader.
+    pub fn elections(&self) -> u64 {
+        self.leaders.len() as u64
+    }
+
     pub fn violation(&mut self, text: String) {
         if self.violations.len() < 10 {
             self.violations.push(text);

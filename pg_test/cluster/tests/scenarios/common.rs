@@ -38,12 +38,18 @@ const FENCED: [Expected; 6] = [
 
 /// In an asynchronous cluster the rows that no other node had yet may be lost, but only those.
 pub fn expect_little_lost(verdict: &Verdict) -> Result<()> {
+    expect_lost_at_most(verdict, LOST_MAX)
+}
+
+/// [`expect_little_lost`] where the old leader's clients still reached it, and only they.
+pub fn expect_lost_within_lease(verdict: &Verdict) -> Result<()> {
+    expect_lost_at_most(verdict, LOST_IN_LEASE_MAX)
+}
+
+fn expect_lost_at_most(verdict: &Verdict, most: usize) -> Result<()> {
     verdict.expect_one_leader()?;
     let lost = verdict.lost.len();
-    ensure!(
-        lost <= LOST_MAX,
-        "{lost} acknowledged rows are lost, more than replication can have been behind"
-    );
+    ensure!(lost <= most, "{lost} acknowledged rows are lost, more than replication can have been behind");
     Ok(())
 }
 
