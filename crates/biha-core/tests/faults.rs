@@ -2,6 +2,7 @@
 //! number twice, no word that is not on disk, no acknowledged commit lost; and once the faults end, a leader.
 //!
 //! `SEED=n` runs one seed and prints its trace; `SEEDS=n` sets how many are run.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod sim;
 
@@ -9,7 +10,7 @@ use biha_core::*;
 use sim::{Chaos, Cluster, Rng, ServerMode};
 
 /// Seeds in an ordinary run.
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 2000;
 /// Election timeouts, and ms besides, within which there must be a leader once the faults have ended.
 const PATIENCE: (u64, u64) = (6, 2000);
 
@@ -32,15 +33,16 @@ fn safety_under_faults_and_liveness_after_them() {
     }
     let seeds = number("SEEDS").unwrap_or(SEEDS);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let (mut elections, mut commits) = (0, 0);
+    let (mut elections, mut commits, mut longest) = (0, 0, 0.0);
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..threads).map(|t| scope.spawn(move || share(t, threads, seeds))).collect();
         for run in runs {
-            let (e, c) = run.join().unwrap().unwrap_or_else(|text| panic!("\n{text}"));
-            (elections, commits) = (elections + e, commits + c);
+            let (e, c, l) = run.join().unwrap().unwrap_or_else(|text| panic!("\n{text}"));
+            (elections, commits, longest) = (elections + e, commits + c, f64::max(longest, l));
         }
     });
     println!("{seeds} seeds: {elections} elections, {commits} acknowledged commits");
+    println!("a leader at most {longest:.1} election timeouts after the last fault");
     assert!(elections > 2 * seeds && commits > 10 * seeds, "the runs show too little");
 }
 
@@ -60,21 +62,23 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// Every `threads`-th seed: elections and acknowledged commits, or the first failure.
-fn share(first: u64, threads: u64, seeds: u64) -> Result<(u64, u64), String> {
-    let (mut elections, mut commits) = (0, 0);
+/// Every `threads`-th seed: elections, acknowledged commits and the longest wait for a leader after the faults,
+/// or the first failure.
+fn share(first: u64, threads: u64, seeds: u64) -> Result<(u64, u64, f64), String> {
+    let (mut elections, mut commits, mut longest) = (0, 0, 0.0);
     for seed in (first..seeds).step_by(threads as usize) {
         let outcome = std::panic::catch_unwind(|| {
             let mut run = Run::new(seed, false);
-            run.all().map(|()| run.cluster.checks)
+            run.all().map(|()| (run.cluster.checks, run.waited))
         });
-        let checks = outcome.unwrap_or_else(|_| Err("panic".to_owned())).map_err(|text| {
+        let (checks, waited) = outcome.unwrap_or_else(|_| Err("panic".to_owned())).map_err(|text| {
             format!("{text}\nreplay: SEED={seed} cargo test -p biha-core --test faults -- --nocapture")
         })?;
         elections += checks.elections();
         commits += checks.acknowledged.len() as u64;
+        longest = f64::max(longest, waited);
     }
-    Ok((elections, commits))
+    Ok((elections, commits, longest))
 }
 
 struct Run {
@@ -82,6 +86,8 @@ struct Run {
     rng: Rng,
     timeout: Millis,
     requests: RequestId,
+    /// From the last fault to a leader that takes writes, in election timeouts.
+    waited: f64,
     /// Voters are added and removed. What is acknowledged meanwhile may be lost: the order in which the write
     /// and the read side are weakened is not simulated.
     voters_change: bool,
@@ -106,7 +112,7 @@ impl Run {
             clock.offset = rng.below(100_000_000);
             clock.ppm = rng.below(40_000) as i64 - 20_000;
         }
-        Run { cluster, rng, timeout, requests: 0, voters_change, by_hand: false }
+        Run { cluster, rng, timeout, requests: 0, waited: 0.0, voters_change, by_hand: false }
     }
 
     fn all(&mut self) -> Result<(), String> {
@@ -288,6 +294,7 @@ impl Run {
             // WAL that nobody elected neither votes nor stands; without it there may be no quorum.
             return if self.by_hand { self.verdict() } else { Err("no leader in time".to_owned()) };
         };
+        self.waited = (self.cluster.now - begin) as f64 / timeout as f64;
         self.cluster.say(leader, format!("leads {} ms after the last fault", self.cluster.now - begin));
         for _ in 0..200 {
             self.mend();

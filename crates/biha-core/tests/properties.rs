@@ -1,4 +1,5 @@
 //! What holds for all values: the core's small decisions against slow and obvious ones.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod sim;
 

@@ -1,5 +1,6 @@
 //! One scenario, one file: script and expected output together, in tests/scripts.
 //! `UPDATE=1 cargo test -p biha-core --test scenarios` writes what now happens into the files; review the diff.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
 
 mod script;
 mod sim;
@@ -23,6 +24,7 @@ scenarios! {
     a_cluster_killed_at_once_comes_back_with_everything
     a_crashed_leader_rejoins
     a_failed_promotion_lets_another_node_try
+    a_failover_lets_the_fullest_lead
     a_good_bye_is_proof_of_death
     a_hanging_controller_fences_its_server
     a_host_frozen_for_30_seconds_is_fenced_when_it_thaws
@@ -45,6 +47,7 @@ scenarios! {
     a_referee_with_wal_keeps_what_it_received
     a_refused_connection_counts_where_it_is_trusted
     a_refused_connection_proves_nothing_by_default
+    a_removed_node_comes_back_as_a_new_one
     a_removed_node_is_told_and_stops
     a_rewind_that_failed_is_an_error_until_it_is_reset
     a_rewind_waits_until_the_leader_is_ready
@@ -54,6 +57,7 @@ scenarios! {
     a_stale_heartbeat_is_answered_with_the_higher_term
     a_stalled_receiver_connects_again
     a_started_controller_is_silent
+    a_starting_cluster_lets_the_fullest_lead
     a_stranger_changes_nothing
     a_switchover_goes_to_its_target
     a_switchover_is_asked_for_at_a_follower

@@ -310,11 +310,18 @@ impl Node {
 
     /// Writes lines to the end of a configuration file of the data directory.
     pub fn append(&self, file: &str, lines: &str) -> Result<()> {
+        self.edit(file, |text| format!("{text}{lines}"))
+    }
+
+    /// Writes lines to the beginning of a configuration file of the data directory.
+    pub fn prepend(&self, file: &str, lines: &str) -> Result<()> {
+        self.edit(file, |text| format!("{lines}{text}"))
+    }
+
+    fn edit(&self, file: &str, edit: impl FnOnce(&str) -> String) -> Result<()> {
         let path = self.data.join(file);
-        let mut text =
-            fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
-        text.push_str(lines);
-        fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))
+        let text = fs::read_to_string(&path).with_context(|| format!("could not read {}", path.display()))?;
+        fs::write(&path, edit(&text)).with_context(|| format!("could not write {}", path.display()))
     }
 
     /// Refuses to go on if the postmaster is another process than `pid`.

@@ -75,7 +75,8 @@ fn configure(cluster: &Cluster, node: &Node) -> Result<()> {
     let hosts = "host all postgres 127.0.0.1/32 trust\n\
                  host all postgres samenet trust\n\
                  host replication postgres samenet trust\n";
-    node.append("pg_hba.conf", hosts)
+    // Before initdb's own lines, which want a password.
+    node.prepend("pg_hba.conf", hosts)
 }
 
 /// The first server of a cluster without biha.

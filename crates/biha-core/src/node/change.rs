@@ -38,6 +38,15 @@ pub(super) struct Change {
     deadline: Millis,
 }
 
+impl Change {
+    /// The configuration before it, where its quorum counts until this change is settled. Not for a change of one
+    /// member: quorums before and after share a voter then (Ongaro 2014, §4.1), and a dead one must be
+    /// removable.
+    pub(super) fn old_quorum(&self, new: &ClusterConfig) -> Option<&ClusterConfig> {
+        (self.old.settings.nquorum != new.settings.nquorum).then_some(&self.old)
+    }
+}
+
 /// A user of this node who waits for an outcome elsewhere.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -172,6 +181,10 @@ impl Node {
             Err(error) => self.finish(origin, Err(error)),
             Ok(config) if config == self.config => self.finish(origin, Ok(())),
             Ok(_) if self.busy() => self.finish(origin, Err(CommandError::Busy)),
+            Ok(config) if config.settings.nquorum != self.config.settings.nquorum && self.lost_quorum() => {
+                let text = "too few voters answer to change nquorum now".to_owned();
+                self.finish(origin, Err(CommandError::Failed(text)));
+            }
             Ok(config) => self.start_change(Some(origin), config),
         }
     }
@@ -179,6 +192,13 @@ impl Node {
     fn busy(&self) -> bool {
         match &self.role {
             Role::Leader(leader) => leader.change.is_some() || leader.handing_over.is_some(),
+            _ => true,
+        }
+    }
+
+    fn lost_quorum(&self) -> bool {
+        match &self.role {
+            Role::Leader(leader) => leader.lease(&self.config, self.hard.node, self.now) <= self.now,
             _ => true,
         }
     }
@@ -277,6 +297,7 @@ impl Node {
         }
         check_times(&config.settings)?;
         check_counts(&config)?;
+        check_synchronous(&config)?;
         Ok(config)
     }
 
@@ -288,6 +309,7 @@ impl Node {
     fn start_change(&mut self, origin: Option<Origin>, mut config: ClusterConfig) {
         config.version = ConfigVersion { term: self.hard.term, seq: self.config.version.seq + 1 };
         let old = std::mem::replace(&mut self.config, config.clone());
+        self.peers.retain(|id, _| config.members.contains_key(id));
         let removed: Vec<NodeId> =
             old.members.keys().copied().filter(|id| !config.members.contains_key(id)).collect();
         self.outputs.push(Output::PersistConfig(Box::new(config.clone())));
@@ -319,7 +341,7 @@ impl Node {
                 .count();
             count >= config.nquorum()
         };
-        if !have(&change.old) || !have(&self.config) {
+        if !have(&self.config) || !change.old_quorum(&self.config).is_none_or(have) {
             return;
         }
         let Role::Leader(leader) = &mut self.role else { return };
@@ -411,6 +433,18 @@ fn check_times(settings: &Settings) -> Result<(), CommandError> {
     }
     if settings.no_wal_on_follower < 1000 {
         return Err(invalid("no_wal_on_follower must be at least 1000 ms", ""));
+    }
+    Ok(())
+}
+
+/// More synchronous standbys than there are would let every commit wait for ever.
+fn check_synchronous(config: &ClusterConfig) -> Result<(), CommandError> {
+    let standbys = config.members.values().filter(|m| m.is_wal_voter()).count().saturating_sub(1);
+    if config.settings.sync_standbys as usize > standbys {
+        return Err(invalid(
+            format!("sync_standbys {} does not fit {standbys} standbys", config.settings.sync_standbys),
+            "Every commit would wait for a node that does not exist. Add nodes first.",
+        ));
     }
     Ok(())
 }

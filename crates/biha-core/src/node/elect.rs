@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::config::Mode;
 use crate::event::{EventKind, Step};
 use crate::message::{Message, Refusal, VoteReply, VoteRequest};
 use crate::{Millis, NodeId, Position, Term};
@@ -94,6 +95,11 @@ impl Node {
         };
         let at = stand.at.max(self.silent_until) + self.turn();
         self.stand_at(Stand { at, ..stand });
+    }
+
+    /// Until when a starting cluster waits for everybody's position.
+    fn patient_until(&self) -> Millis {
+        self.started + STARTUP_PATIENCE * self.timeout()
     }
 
     /// How long one round of voting may take before the next is tried, in ms.
@@ -254,12 +260,15 @@ impl Node {
         if term > self.hard.term {
             self.adopt_term_as_candidate(term);
         }
+        let ahead = self.ahead(from, reply);
+        let has_wal = self.config.members.get(&from).is_some_and(|m| m.mode != Mode::Referee);
         let Role::Candidate(candidate) = &mut self.role else { return };
         if candidate.phase != Phase::PreVote || reply.term != candidate.term {
             return;
         }
-        // Whoever cannot vote yet may still turn out to hold the most.
-        if !matches!(reply.refusal, Some(Refusal::NotReady | Refusal::Silent(_))) {
+        candidate.outranked |= ahead;
+        // Whoever does not know its position yet may still turn out to hold the most.
+        if reply.position.is_some() || !has_wal {
             candidate.answered.insert(from);
         }
         match reply.refusal {
@@ -269,6 +278,18 @@ impl Node {
             Some(refusal) => self.on_refusal(refusal),
         }
         self.count_pre_votes();
+    }
+
+    /// Does the voter hold more than this node, so that it should stand instead? It gets one election timeout
+    /// for that, or as long as a starting cluster waits.
+    fn ahead(&self, voter: NodeId, reply: &VoteReply) -> bool {
+        let Role::Candidate(candidate) = &self.role else { return false };
+        let starts = candidate.cause == Cause::Startup && self.now < self.patient_until();
+        let can_stand = self.config.members.get(&voter).is_some_and(|m| m.is_electable())
+            && reply.refusal != Some(Refusal::NotReady);
+        can_stand
+            && reply.position > self.position()
+            && (starts || self.now < candidate.since + self.timeout())
     }
 
     /// A candidate that has not voted yet takes over a higher term and goes on.
@@ -294,7 +315,7 @@ impl Node {
 
     /// Brings the next attempt forward or puts it off, by what the refusal says.
     fn on_refusal(&mut self, refusal: Refusal) {
-        let (beat, timeout) = (self.beat(), self.timeout());
+        let beat = self.beat();
         let jitter = self.random(beat);
         let now = self.now;
         let Role::Candidate(candidate) = &mut self.role else { return };
@@ -303,11 +324,7 @@ impl Node {
             Refusal::LeaderAlive(ms) | Refusal::Silent(ms) => ms.min(2 * beat) + jitter / 2,
             Refusal::TermTooLow => 0,
             Refusal::ConfigOlder => beat,
-            Refusal::PositionBehind => {
-                // Who holds more stands itself, if it can; it gets one election timeout for that.
-                candidate.outranked |= now < candidate.since + timeout;
-                4 * beat + jitter
-            }
+            Refusal::PositionBehind => 4 * beat + jitter,
             Refusal::AlreadyVoted | Refusal::InProduction | Refusal::NotReady | Refusal::NotElectable => {
                 return;
             }
@@ -331,7 +348,7 @@ impl Node {
         let nquorum = self.config.nquorum();
         let voters = self.config.voters().count();
         let (granted, answered) = self.voters_who_answered();
-        let patient = self.now < self.started + STARTUP_PATIENCE * self.timeout();
+        let patient = self.now < self.patient_until();
         let wait = self.election_wait();
         let Role::Candidate(candidate) = &mut self.role else { return };
         if candidate.phase != Phase::PreVote || candidate.outranked || granted < nquorum {

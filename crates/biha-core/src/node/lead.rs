@@ -111,8 +111,16 @@ impl Leader {
         }
     }
 
-    /// When the lease ends: the nquorum-th latest of the voters' promises, the leader's own included.
-    fn lease(&self, config: &ClusterConfig, me: NodeId, now: Millis) -> Millis {
+    /// When the lease ends. While nquorum itself is being changed it ends by the old one as well: nobody else has
+    /// the new one yet.
+    pub(super) fn lease(&self, config: &ClusterConfig, me: NodeId, now: Millis) -> Millis {
+        let new = self.lease_by(config, me, now);
+        let old = self.change.as_ref().and_then(|change| change.old_quorum(config));
+        old.map_or(new, |old| new.min(self.lease_by(old, me, now)))
+    }
+
+    /// The nquorum-th latest of the voters' promises, the leader's own included.
+    fn lease_by(&self, config: &ClusterConfig, me: NodeId, now: Millis) -> Millis {
         let own = now + config.settings.lease();
         let mut ends: Vec<Millis> = config
             .voters()
@@ -344,8 +352,7 @@ impl Node {
             return None;
         }
         if leader.history.is_empty() {
-            let ready = leader.lease(config, me, now) > now
-                && leader.alive(config, now) >= config.minnodes();
+            let ready = leader.lease(config, me, now) > now && leader.alive(config, now) >= config.minnodes();
             return ready
                 .then_some(Order::Promote { timeline: leader.term.0, first_placeholder: own_timeline + 1 });
         }

@@ -49,10 +49,11 @@ impl Node {
         if cluster != self.hard.cluster || to != self.hard.node || from == self.hard.node {
             return;
         }
-        if !self.met(from, incarnation) {
+        // A removed node that is added anew begins with a new memory: only members' lives are remembered.
+        let member = self.config.members.contains_key(&from);
+        if member && !self.met(from, incarnation) {
             return;
         }
-        let member = self.config.members.contains_key(&from);
         match message {
             Message::Heartbeat(beat) => self.on_heartbeat(from, incarnation, term, *beat),
             Message::Config(config) => self.on_config(from, *config),

@@ -164,7 +164,8 @@ impl Node {
             self.send(to, Message::Config(config));
         }
         let is_referee = self.me().is_some_and(|m| m.mode == Mode::Referee);
-        let position = if is_referee { None } else { self.position() };
+        let unknown = is_referee || self.wal == Wal::Unknown;
+        let position = if unknown { None } else { self.position() };
         let reply = VoteReply { term: request.term, refusal, position, known: self.known };
         self.send(to, if pre { Message::PreVoteReply(reply) } else { Message::VoteReply(reply) });
         if refusal == Some(Refusal::PositionBehind) {

@@ -92,6 +92,10 @@ impl Peer {
         if self.target == target {
             return false;
         }
+        if self.target.is_none() {
+            // A member again: its memory may have begun anew.
+            self.incarnation = Incarnation(0);
+        }
         self.addresses = target.as_ref().and_then(literal).into_iter().collect();
         self.target = target;
         self.current = 0;

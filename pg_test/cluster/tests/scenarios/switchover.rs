@@ -21,9 +21,10 @@ fn switchover_from_each_node_no_row_lost_same_pid() {
         let marks: Vec<u64> = cluster.nodes().iter().map(Node::log_mark).collect();
         let oracle = Oracle::start(cluster, Load { patient: ids.clone(), ..Load::default() })?;
         let mut asked = Vec::new();
-        for at in cluster.nodes() {
+        // Asked of the leader, of the target, and of the third node.
+        for (at, step) in cluster.nodes().iter().flat_map(|at| [(at, 1), (at, 2)]) {
             let leader = cluster.wait_healthy(A_MINUTE)?;
-            let target = ids[(ids.iter().position(|id| *id == leader.id).unwrap_or(0) + 1) % ids.len()];
+            let target = ids[(ids.iter().position(|id| *id == leader.id).unwrap_or(0) + step) % ids.len()];
             asked.push(Instant::now());
             cluster.set_leader(at, target)?;
             ensure!(cluster.wait_healthy(A_MINUTE)?.id == target, "another node leads than asked for");
