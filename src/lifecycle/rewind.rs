@@ -111,7 +111,9 @@ pub fn run(source: &str) -> Outcome {
     let stop = ending.stop;
     let finished = match verdict(&ending) {
         Verdict::Broken(text) => return broken(text),
-        Verdict::Rewound => aside.bring_back().and_then(|()| note(Some(Ok(())))),
+        Verdict::Rewound => {
+            sync_data(&closed.path).and_then(|()| aside.bring_back()).and_then(|()| note(Some(Ok(()))))
+        }
         Verdict::NotNeeded => keep_log(&aside).and_then(|()| note(Some(Ok(())))),
         Verdict::Failed(text) => keep_log(&aside).and_then(|()| note(Some(Err(&text)))),
         Verdict::Stopped => keep_log(&aside).and_then(|()| note(None)),
@@ -120,6 +122,16 @@ pub fn run(source: &str) -> Outcome {
         Ok(()) => Outcome::Whole { stop },
         Err(error) => broken(format!("could not bring this node's files back: {error}")),
     }
+}
+
+/// Writes back every file system that the data directory lies on.
+fn sync_data(data: &Path) -> io::Result<()> {
+    exec::sync_file_system(data)?;
+    exec::sync_file_system(&data.join("pg_wal"))?;
+    for tablespace in fs::read_dir(data.join("pg_tblspc"))? {
+        exec::sync_file_system(&tablespace?.path())?;
+    }
+    Ok(())
 }
 
 /// Nothing was changed, and no pg_rewind has run.
@@ -220,7 +232,8 @@ fn command(closed: &Closed, source: &str, log: &File) -> io::Result<Command> {
     command.arg("--target-pgdata").arg(&closed.path);
     command.arg("--source-server").arg(format!("{CONNECTION} {source}"));
     // --progress says when the first change is about to be made.
-    command.args(["--no-ensure-shutdown", "--progress"]);
+    // It syncs file by file, which takes seconds; what it wrote is synced at once afterwards.
+    command.args(["--no-ensure-shutdown", "--no-sync", "--progress"]);
     let config_file = postmaster::config_file();
     if restore_command_is_set(&postgres, &closed.path, &config_file) {
         command.arg("--restore-target-wal").arg("--config-file").arg(config_file);

@@ -1,8 +1,10 @@
 //! Becoming another image of the same process, and what must be put right before.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::ptr;
 
 /// Marks every descriptor above 2 to be closed by `execv`. Not closed at once: if `execv` fails, this process
@@ -81,4 +83,14 @@ pub fn prepare_child(parent: i32) -> io::Result<()> {
     }
     super::signal::unblock_all();
     Ok(())
+}
+
+/// Has everything that was written to the file system of this directory reach the disk (syncfs(2)).
+pub fn sync_file_system(directory: &Path) -> io::Result<()> {
+    let directory = File::open(directory)?;
+    // SAFETY: the descriptor stays open during the call.
+    match unsafe { libc::syncfs(directory.as_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

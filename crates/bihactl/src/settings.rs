@@ -74,6 +74,8 @@ pub fn first_node(now: &ServerSettings, checksums: bool, wanted: &Wanted<'_>) ->
     if matches!(now.get("wal_keep_size"), "" | "0") {
         conf.set("wal_keep_size", "1GB");
     }
+    // After a crash or a rewind a start syncs the data directory, file by file unless told otherwise.
+    conf.set("recovery_init_sync_method", "syncfs");
     if !checksums {
         conf.set("wal_log_hints", "on");
     }

@@ -41,6 +41,8 @@ pub(super) struct Candidate {
     answered: BTreeSet<NodeId>,
     /// Another candidate, whose turn comes first, said so in this round.
     outranked: bool,
+    /// How often it has asked for pre-votes.
+    rounds: u32,
     /// The term asked for.
     term: Term,
     pub retry: Millis,
@@ -215,6 +217,7 @@ impl Node {
             granted: BTreeSet::new(),
             answered: BTreeSet::new(),
             outranked: false,
+            rounds: 0,
             term: Term(0),
             retry: 0,
             steps: vec![Step { name: "detect".to_owned(), ms: self.now - lost }],
@@ -234,6 +237,7 @@ impl Node {
         candidate.granted = BTreeSet::from([me]);
         candidate.answered = BTreeSet::from([me]);
         candidate.outranked = false;
+        candidate.rounds += 1;
         self.ask(false);
         self.count_pre_votes();
     }
@@ -320,8 +324,9 @@ impl Node {
         let now = self.now;
         let Role::Candidate(candidate) = &mut self.role else { return };
         let wait = match refusal {
-            // Proof of death or the promise's end reaches each voter on its own.
-            Refusal::LeaderAlive(ms) | Refusal::Silent(ms) => ms.min(2 * beat) + jitter / 2,
+            // Proof of death reaches each voter on its own, mostly within a moment.
+            Refusal::LeaderAlive(ms) => ms.min((beat / 2) << candidate.rounds.min(4)) + jitter / 2,
+            Refusal::Silent(ms) => ms + 1,
             Refusal::TermTooLow => 0,
             Refusal::ConfigOlder => beat,
             Refusal::PositionBehind => 4 * beat + jitter,

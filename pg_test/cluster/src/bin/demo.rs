@@ -63,7 +63,13 @@ fn crash(cluster: &Cluster) -> Result<&Node> {
     say(format!("$ pg_ctl start    # node {} again", old.id));
     old.start()?;
     cluster.wait_healthy(LATER)?;
-    say(format!("  it follows node {} and streams after {} ms", new.id, started.elapsed().as_millis()));
+    let rewound = old.biha_value(&format!(
+        "SELECT CASE WHEN count(*) > 0 THEN ', rewound: its WAL had parted from the new leader''s' ELSE '' END
+        FROM biha.history() WHERE event = 'REWIND' AND node_id = {}",
+        old.id
+    ))?;
+    let ms = started.elapsed().as_millis();
+    say(format!("  it follows node {} and streams after {ms} ms{rewound}", new.id));
     tell_outage(cluster, oracle, from)?;
     Ok(old)
 }
@@ -85,9 +91,16 @@ fn switch_back(cluster: &Cluster, target: &Node) -> Result<()> {
 }
 
 fn show_history(node: &Node) -> Result<()> {
-    say("SELECT * FROM biha.history();");
-    for row in node.history()?.into_iter().flatten().flatten() {
-        say(format!("  {row}"));
+    let what = "event IN ('FAILOVER', 'SWITCHOVER', 'LEADER_LOST', 'REWIND')";
+    say(format!("SELECT * FROM biha.history() WHERE {what};"));
+    let rows = node.biha(&format!(
+        "SELECT to_char(at, 'HH24:MI:SS.MS'), 'node ' || node_id, 'term ' || term, rpad(event, 11), cause,
+            (SELECT string_agg(concat_ws(' ', s ->> 'step', s ->> 'ms', 'ms'), ', ')
+             FROM jsonb_array_elements(steps) s)
+        FROM biha.history() WHERE {what} ORDER BY at"
+    ))?;
+    for row in rows {
+        say(format!("  {}", row.into_iter().flatten().collect::<Vec<_>>().join("  ")));
     }
     Ok(())
 }
