@@ -6,7 +6,7 @@ FROM biha.status();
 
 COMMENT ON VIEW biha.status_v IS 'every member of the cluster as this node sees it';
 COMMENT ON COLUMN biha.status_v.leader_id IS 'the leader this node knows';
-COMMENT ON COLUMN biha.status_v.term IS 'the newest term known of the member';
+COMMENT ON COLUMN biha.status_v.term IS 'the newest term this node knows';
 COMMENT ON COLUMN biha.status_v.online IS 'heard from within heartbeat_max_lost periods';
 COMMENT ON COLUMN biha.status_v.state IS 'UNKNOWN if the member is not online';
 COMMENT ON COLUMN biha.status_v.last_known_state IS 'state before the member fell silent';

@@ -49,8 +49,8 @@ pub fn run(life: &Life, code: i32) {
                 Outcome::Whole { .. } => {}
                 Outcome::Broken { text, kept } => {
                     let hint = format!(
-                        "The data directory cannot be started any more. Make a new copy of the leader with \
-                         bihactl reclone or pg_basebackup. This node's own files are kept in \"{}\".",
+                        "The data directory cannot be started any more. Empty it and make a new copy of the \
+                         leader with bihactl add. This node's own files are kept in \"{}\".",
                         kept.display()
                     );
                     exit_log(&format!("the rewind of this node broke off: {text}"), Some(&hint));

@@ -195,12 +195,17 @@ fn timestamp(unix_us: i64) -> TimestampWithTimeZone {
         .unwrap_or_else(|_| TimestampWithTimeZone::negative_infinity())
 }
 
-#[pg_extern(stable, parallel_safe)]
+// Written out because the column "type" has the name of a Rust keyword.
+#[pg_extern(sql = r#"
+CREATE FUNCTION biha."error_details"() RETURNS TABLE (
+    "type" TEXT, "message" TEXT, "end_lsn" TEXT, "timeline" BIGINT, "leader_id" INT, "what_to_do" TEXT
+) STABLE STRICT PARALLEL SAFE LANGUAGE c AS 'MODULE_PATHNAME', '@FUNCTION_NAME@';
+"#)]
 #[allow(clippy::type_complexity, reason = "pgrx derives the columns from this type")]
 fn error_details() -> TableIterator<
     'static,
     (
-        name!(r#type, String),
+        name!(kind, String),
         name!(message, Option<String>),
         name!(end_lsn, Option<String>),
         name!(timeline, Option<i64>),

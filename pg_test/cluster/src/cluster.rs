@@ -18,10 +18,10 @@ use crate::provision;
 use crate::run::{Runner, base_directory, copy_program, find_bihactl, make_directory, pg_bindir};
 use crate::wait::wait_until;
 
-/// First port that is tried for the servers.
-const FIRST_PORT: u16 = 56400;
+/// First port that is tried for the servers. Below those that the system gives to outgoing connections.
+const FIRST_PORT: u16 = 21400;
 /// Last port that is tried.
-const LAST_PORT: u16 = 56990;
+const LAST_PORT: u16 = 21990;
 /// Ports between two nodes.
 const PORTS_A_NODE: u16 = 10;
 

@@ -95,7 +95,7 @@ impl Host {
             && self.clock.local(now) < self.gate
     }
 
-    /// The controller sees what the server does.
+    /// The controller runs: it sees what the server does.
     pub fn watched(&self) -> bool {
         self.controller.is_some() && !self.frozen && !self.stalled
     }

@@ -231,6 +231,9 @@ impl Cluster {
         let now = self.now;
         let host = self.host_mut(id);
         let local = host.clock.local(now);
+        if !host.watched() {
+            return;
+        }
         let Some(node) = &mut host.controller else { return };
         let outputs = node.step(local, input);
         self.perform(id, outputs);
@@ -244,10 +247,7 @@ impl Cluster {
             status.hint = self.lie(id, status.hint);
         }
         let host = self.host_mut(id);
-        if host.controller.is_none() || host.told == status {
-            return;
-        }
-        if host.frozen || host.stalled {
+        if !host.watched() || host.told == status {
             return;
         }
         host.told = status;
