@@ -9,7 +9,7 @@ use crate::{ClusterId, Incarnation, Lsn, Millis, NodeId, Position, Term, Timelin
 /// Who opened a timeline, and where it left its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineEntry {
-    /// Term of the leader that opened it.
+    /// Term of the leader that opened it; 0 if a promotion that nobody elected did.
     pub term: Term,
     /// The leader that opened it.
     pub leader: NodeId,

@@ -72,6 +72,7 @@ scenarios! {
     a_whole_cluster_waits_for_every_position
     after_its_last_word_a_node_says_nothing
     among_equals_the_priority_decides
+    an_acknowledgement_to_a_former_life_counts_nothing
     an_explicit_nquorum_must_fit_the_voters
     an_older_configuration_is_refused_and_mended
     an_older_incarnation_is_not_heard

@@ -133,7 +133,7 @@ impl Builder {
             Network::Loopback => None,
             Network::Namespaces => Some(Namespaces::create()?),
         };
-        let first_port = free_ports(self.nodes.max(4))?;
+        let first_port = if namespaces.is_some() { FIRST_PORT } else { free_ports(self.nodes.max(4))? };
         let bindir = pg_bindir()?;
         let nodes = Vec::new();
         Ok(Cluster { builder: self, directory, bihactl, bindir, namespaces, first_port, nodes, keep })

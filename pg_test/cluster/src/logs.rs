@@ -31,7 +31,8 @@ pub const fn expect(pattern: &'static str, why: &'static str) -> Expected {
 
 /// What any scenario may see: the oracle's clients dial servers that start and stop, and its writes reach
 /// servers that take none. And a server with biha starts by receiving from nobody.
-pub const ANYWHERE: [Expected; 8] = [
+pub const ANYWHERE: [Expected; 9] = [
+    expect("FATAL:  canceling authentication due to timeout", "so says a session that a stop meets at login"),
     expect("client backend*FATAL:  connection to client lost", "a client gave up waiting"),
     expect("startup*WARNING:  specified neither primary_conninfo nor restore_command", "every start of biha"),
     expect("FATAL:  the database system is starting up", "a client dials a server that starts"),

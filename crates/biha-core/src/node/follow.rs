@@ -61,6 +61,9 @@ impl Node {
         self.know_timeline(beat.history.last().map_or(0, |e| e.timeline));
         let handover = (beat.handover.target == Some(self.hard.node)).then_some(beat.handover.number);
         self.led = true;
+        // Whoever leads now was elected when the leases before it had ended, so promises of this node's former
+        // life bind no more; the one to this leader is kept above.
+        self.silent_until = self.silent_until.min(self.now);
         self.heard = Some(Heard { id: from, incarnation, at: self.now, beat, dead: None });
         match &mut self.role {
             Role::Follower(follower) => follower.yielded = false,
@@ -125,7 +128,7 @@ impl Node {
     }
 
     /// Answers the last heartbeat, or answers it again now that there is something new to say.
-    fn acknowledge_again(&mut self) {
+    pub(super) fn acknowledge_again(&mut self) {
         let Some(heard) = &self.heard else { return };
         self.acknowledge(heard.id, heard.incarnation, heard.beat.seq, heard.beat.handover.number);
     }

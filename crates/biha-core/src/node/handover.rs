@@ -20,6 +20,8 @@ pub(super) struct HandingOver {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HandoverPhase {
+    /// The target does not stream yet, as far as known; it may have begun a moment ago.
+    Waiting,
     /// A checkpoint is being made; commits go on.
     Preparing,
     /// The gate is shut and the target told; it has not answered yet.
@@ -29,10 +31,15 @@ pub(super) enum HandoverPhase {
 }
 
 impl HandingOver {
+    /// The gate is shut for it.
+    pub(super) fn is_announced(&self) -> bool {
+        matches!(self.phase, HandoverPhase::Announced | HandoverPhase::Leaving)
+    }
+
     pub(super) fn order(&self) -> Option<Order> {
         match self.phase {
             HandoverPhase::Preparing => Some(Order::PrepareHandover),
-            HandoverPhase::Announced => None,
+            HandoverPhase::Waiting | HandoverPhase::Announced => None,
             HandoverPhase::Leaving => Some(Order::Restart { rewind: None, drain: true }),
         }
     }
@@ -50,7 +57,7 @@ impl Node {
         }
         let since = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
-        leader.handing_over = Some(HandingOver { target, origin, phase: HandoverPhase::Preparing, since });
+        leader.handing_over = Some(HandingOver { target, origin, phase: HandoverPhase::Waiting, since });
     }
 
     fn may_hand_over_to(&self, target: NodeId) -> Result<(), CommandError> {
@@ -75,12 +82,6 @@ impl Node {
         }
         if !leader.is_open() {
             return Err(CommandError::Failed("the leader is not in LEADER_RW now".to_owned()));
-        }
-        if !leader.ack(target).is_some_and(|a| a.streaming) {
-            return Err(invalid(
-                format!("node {target} does not stream from the leader now"),
-                "The views biha.status_v and pg_stat_replication show what it does.",
-            ));
         }
         Ok(())
     }
@@ -125,8 +126,19 @@ impl Node {
         let timeout = self.timeout();
         let Role::Leader(leader) = &self.role else { return };
         let Some(handing) = leader.handing_over else { return };
-        if handing.phase == HandoverPhase::Announced && self.now >= handing.since + timeout / 2 {
-            self.cancel_handover("the target does not answer");
+        let late = self.now >= handing.since + timeout / 2;
+        let streams = leader.ack(handing.target).is_some_and(|a| a.streaming);
+        match handing.phase {
+            HandoverPhase::Waiting if streams => {
+                if let Role::Leader(leader) = &mut self.role
+                    && let Some(handing) = &mut leader.handing_over
+                {
+                    handing.phase = HandoverPhase::Preparing;
+                }
+            }
+            HandoverPhase::Waiting if late => self.cancel_handover("the target does not stream"),
+            HandoverPhase::Announced if late => self.cancel_handover("the target does not answer"),
+            _ => {}
         }
     }
 
@@ -135,7 +147,7 @@ impl Node {
     pub(super) fn cancel_handover(&mut self, why: &str) {
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(handing) = leader.handing_over.take() else { return };
-        if handing.phase != HandoverPhase::Preparing {
+        if handing.is_announced() {
             leader.handover.number += 1;
             leader.handover.target = None;
             leader.forget_all();

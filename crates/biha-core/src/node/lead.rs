@@ -11,7 +11,7 @@ use crate::{Millis, NodeId, Position, Term, Timeline};
 
 use super::change::Change;
 use super::elect::{Cause, Stand};
-use super::handover::{HandingOver, HandoverPhase};
+use super::handover::HandingOver;
 use super::{Node, Role, prune};
 
 /// Heartbeat rounds whose acknowledgements are still of use.
@@ -87,7 +87,7 @@ impl Leader {
 
     /// No hand-over stands in the way of commits.
     fn keeps_office(&self) -> bool {
-        self.handing_over.is_none_or(|h| h.phase == HandoverPhase::Preparing)
+        self.handing_over.is_none_or(|h| !h.is_announced())
     }
 
     /// Drops a member from the lease and from the live ones.

@@ -267,6 +267,7 @@ impl Node {
     }
 
     fn on_server(&mut self, status: ServerStatus) {
+        let begins = status.streaming && !self.server.streaming;
         self.server = status;
         let now = self.now;
         if status.production && !matches!(self.role, Role::Leader(_)) {
@@ -277,6 +278,10 @@ impl Node {
         {
             *last = status.hint;
             *moved = now;
+        }
+        if begins {
+            // The leader should not have to wait for the next heartbeat to know.
+            self.acknowledge_again();
         }
     }
 

@@ -202,7 +202,9 @@ impl Scene {
             }
             "ack" => Message::HeartbeatAck(HeartbeatAck {
                 seq: args.key("seq")?.ok_or("which heartbeat?")?,
-                leader_incarnation: self.node.hard().incarnation,
+                leader_incarnation: Incarnation(
+                    args.key_or("leader_incarnation", self.node.hard().incarnation.0)?,
+                ),
                 handover: args.key_or("handover", 0)?,
                 config: version,
                 state: NodeState::Follower,
