@@ -19,7 +19,7 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
 
 use crate::board::{self, MemberStatus, Status};
-use crate::pg::{clock, process, status, worker};
+use crate::pg::{clock, postmaster, process, status, worker};
 use crate::rejections::Rejections;
 use crate::{guc, lifecycle, paths};
 
@@ -132,7 +132,7 @@ impl Controller {
             return Err("another controller is running".to_owned());
         }
         gate.incarnation.store(controller.node.hard().incarnation.0, Ordering::SeqCst);
-        gate.controller_pid.store(process::my_pid(), Ordering::SeqCst);
+        gate.controller_pid.store(postmaster::my_pid(), Ordering::SeqCst);
         gate.controller_latch.store(process::my_latch(), Ordering::SeqCst);
         controller.execute(first);
         controller.know_peers();

@@ -21,7 +21,7 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTi
 use pgrx::{log, pg_guard, pg_sys};
 
 use crate::board::{self, Status};
-use crate::pg::{process, recovery, settings, wait};
+use crate::pg::{process, recovery, settings, wait, worker};
 
 /// How often the slots and settings are looked at when nothing else happens.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub extern "C-unwind" fn biha_agent_main(_argument: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
     board::gate().agent_latch.store(process::my_latch(), Ordering::SeqCst);
     Agent::new().run();
-    wait::exit(1);
+    worker::end();
 }
 
 struct Agent {

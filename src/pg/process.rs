@@ -8,12 +8,6 @@ pub fn is_startup() -> bool {
     unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_STARTUP }
 }
 
-/// This process's number.
-pub fn my_pid() -> i32 {
-    // SAFETY: MyProcPid is a plain value of this process.
-    unsafe { pg_sys::MyProcPid }
-}
-
 /// Address of this process's latch in shared memory.
 pub fn my_latch() -> usize {
     // SAFETY: MyProc is set in every process that reaches shared memory; the latch is part of it.

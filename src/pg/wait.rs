@@ -65,9 +65,3 @@ pub fn stop_requested() -> bool {
     // SAFETY: a word that only this process's signal handler sets.
     unsafe { (&raw const pg_sys::ShutdownRequestPending).read_volatile() != 0 }
 }
-
-/// Ends this process. Rust destructors on the stack are not run.
-pub fn exit(code: i32) -> ! {
-    // SAFETY: runs PostgreSQL's exit callbacks and ends the process.
-    unsafe { pg_sys::proc_exit(code) }
-}

@@ -6,6 +6,8 @@ use biha_core::Millis;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys;
 
+use crate::pg::postmaster;
+
 /// Why a wait ended; several may be true.
 #[derive(Clone, Copy, Debug)]
 pub struct Woken {
@@ -58,8 +60,7 @@ pub fn wait(descriptor: RawFd, timeout: Millis) -> Woken {
 /// Ends the worker so that the postmaster starts it again: a worker that returns, or exits with 0, is gone for
 /// good (bgworker.c).
 pub fn end() -> ! {
-    // SAFETY: runs the exit callbacks and does not return.
-    unsafe { pg_sys::proc_exit(1) }
+    postmaster::end(1)
 }
 
 /// Runs `callback` when this process leaves shared memory, whichever way it ends.
