@@ -47,6 +47,8 @@ pub struct Gate {
     pub receiver_epoch_seen: AtomicI32,
     /// Number of the last change of the receiver's settings that was written.
     pub receiver_epoch_written: AtomicI32,
+    /// Start of the oldest WAL in pg_wal, while in production; 0 if not known.
+    pub oldest_wal: AtomicU64,
     /// Process number of the controller; 0 if none.
     pub controller_pid: AtomicI32,
     /// Latches of controller and agent (addresses in shared memory; 0 if none).

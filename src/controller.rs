@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use biha_core::{
-    ConfigVersion, Goodbye, Input, Millis, Node, NodeId, NodeState, Options, ServerStatus, Term,
+    ConfigVersion, Goodbye, Input, Lsn, Millis, Node, NodeId, NodeState, Options, ServerStatus, Term,
 };
 use biha_io::{
     History, Identity, Limits, NetEvent, Network, NetworkConfig, StateFiles, ThreadResolver, TlsConfig,
@@ -195,7 +195,8 @@ impl Controller {
     }
 
     fn look_at_server(&mut self) {
-        let server = status::read(self.server.checkpointed);
+        let server =
+            status::read(self.server.checkpointed, Lsn(board::gate().oldest_wal.load(Ordering::Relaxed)));
         if server != self.server {
             self.server = server;
             self.feed(Input::Server(server));

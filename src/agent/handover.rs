@@ -6,27 +6,48 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use biha_core::{NodeId, OrderResult};
+use biha_core::{NodeId, OrderId, OrderResult};
 
-use super::receiver;
-use crate::pg::{exec, postmaster, process, wait, walsender, xlog};
+use super::receiver::{self, SUPERSEDED, given_up};
+use crate::pg::{control, exec, postmaster, process, wait, walsender, xlog};
 use crate::{board, lifecycle};
 
 /// How long a session may take to pass an answer on to its client.
 const ANSWER_LIMIT: Duration = Duration::from_millis(20);
+/// How long the checkpoint before a hand-over may take; writes go on meanwhile.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
+/// How often to look for its end.
+const CHECKPOINT_LOOK: Duration = Duration::from_millis(2);
 /// How long `postgres -C` may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 /// See [`biha_core::Order::PrepareHandover`].
-pub fn prepare() -> Result<OrderResult, String> {
+pub fn prepare(id: OrderId) -> Result<OrderResult, String> {
     check_files()?;
-    wait::caught(|| {
-        xlog::checkpoint();
-        Ok(())
-    })?;
+    checkpoint(id)?;
     Ok(OrderResult::Done)
+}
+
+/// Makes a checkpoint, but not at any price: the leadership may be lost meanwhile, and then this is in the way.
+fn checkpoint(id: OrderId) -> Result<(), String> {
+    let last = || control::read().map(|file| file.checkpoint);
+    wait::caught(|| {
+        let before = last();
+        xlog::begin_checkpoint();
+        let end = Instant::now() + CHECKPOINT_LIMIT;
+        while last() <= before {
+            if given_up(id) {
+                return Err(SUPERSEDED.to_owned());
+            }
+            if Instant::now() > end {
+                return Err("the checkpoint does not end".to_owned());
+            }
+            wait::latch(CHECKPOINT_LOOK);
+        }
+        Ok(())
+    })
 }
 
 /// See [`biha_core::Order::Restart`].

@@ -6,6 +6,7 @@
 
 mod handover;
 mod history;
+mod oldest;
 mod position;
 mod promotion;
 mod receiver;
@@ -56,6 +57,7 @@ struct Agent {
     /// When the status last looked at was published.
     seen: Millis,
     housekept: Instant,
+    oldest: oldest::Watch,
 }
 
 impl Agent {
@@ -66,6 +68,7 @@ impl Agent {
             done: board::orders_of_former_agent(),
             seen: 0,
             housekept: Instant::now(),
+            oldest: oldest::Watch::default(),
         }
     }
 
@@ -92,7 +95,7 @@ impl Agent {
             Order::StopReceiving => self.receiver.stop(id),
             Order::Follow { leader } => self.receiver.follow(id, leader),
             Order::AwaitEnd { timeout } => self.receiver.await_end(id, timeout),
-            Order::PrepareHandover => handover::prepare(),
+            Order::PrepareHandover => handover::prepare(id),
             Order::Promote { timeline, first_placeholder } => {
                 promotion::promote(&mut self.receiver, id, timeline, first_placeholder)
             }
@@ -125,5 +128,6 @@ impl Agent {
             self.slots.keep(status);
         }
         self.receiver.keep(status);
+        self.oldest.keep();
     }
 }

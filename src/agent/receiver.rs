@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use biha_core::{ClusterConfig, Millis, NodeId, OrderId, OrderResult};
+use biha_core::{ClusterConfig, Millis, NodeId, NodeState, OrderId, OrderResult};
 use pgrx::{debug1, log};
 
 use super::{position, timing::Steps};
@@ -54,6 +54,7 @@ impl Receiver {
             synchronous_standby_names: text(c"synchronous_standby_names"),
             blank_restore_command: true,
             retry_interval: Some(RETRY_INTERVAL),
+            looks_read_only: false,
             epoch: text(c"biha.receiver_epoch").parse().unwrap_or(0),
         };
         Receiver { conf, certain: false, nudge_until: None, silent_since: Instant::now() }
@@ -163,7 +164,8 @@ impl Receiver {
     }
 
     /// Work between orders: makes a new leader's stream come up fast, lets the archive in where it does not come
-    /// up at all, and keeps `synchronous_standby_names` as the configuration says.
+    /// up at all, keeps `synchronous_standby_names` as the configuration says, and has a fenced leader look as what
+    /// it is.
     pub fn keep(&mut self, status: &board::Status) {
         let streaming = walreceiver::state() == State::Streaming;
         if streaming {
@@ -175,6 +177,7 @@ impl Receiver {
         let mut conf = self.conf.clone();
         conf.synchronous_standby_names = synchronous_standby_names(&status.config);
         conf.blank_restore_command = !self.needs_archive(status);
+        conf.looks_read_only = is_fenced(status);
         if differ(&self.conf, &conf)
             && let Err(text) = self.write(conf)
         {
@@ -212,6 +215,13 @@ pub fn free_replay() {
         debug1!("canceling queries that hold up replay");
         recovery::cancel_conflicting(startup);
     }
+}
+
+/// Does this node lead without being able to write, and for longer than a hiccup?
+fn is_fenced(status: &board::Status) -> bool {
+    let own = status.members.iter().find(|member| member.id == status.node);
+    let read_only = own.is_some_and(|own| own.state == NodeState::LeaderRo);
+    read_only && !status.worth_waiting && !recovery::in_progress()
 }
 
 /// Is an order not worth waiting for any more?

@@ -11,7 +11,7 @@ use pgrx::{PgList, pg_guard, pg_sys};
 
 use super::{Look, await_open, confirm, look, report};
 use crate::board;
-use crate::pg::{recovery, xact};
+use crate::pg::recovery;
 
 /// What stood in the hook before.
 static PREVIOUS: OnceLock<ExecutorStart_hook_type> = OnceLock::new();
@@ -68,7 +68,8 @@ unsafe extern "C-unwind" fn before_execution(query: *mut pg_sys::QueryDesc, flag
     // SAFETY: the executor passes a valid query.
     let plan = unsafe { &*(*query).plannedstmt };
     let modifies = plan.commandType != CmdType::CMD_SELECT || plan.hasModifyingCTE;
-    if modifies && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 && !xact::is_read_only() {
+    // In a read-only transaction too: on a fenced leader every one is, and PostgreSQL's own words give no hint.
+    if modifies && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 {
         ask(0, || (!modifies_only_temporary(plan)).then(|| plan_name(plan)));
     }
 }

@@ -43,7 +43,9 @@ pub fn run(life: &Life, code: i32) {
     match (act(stopping(), code, control::read().map(|file| file.state)), request.rewind) {
         (Act::End, _) => return exit_log("not restarting in place: the server is to be stopped", None),
         (Act::Restart, Some(source)) => {
-            exit_log("rewinding before the restart in place", None);
+            let hint = "If this is cut short, PostgreSQL refuses to start on the data directory, which has mode \
+                        0701 meanwhile. Then make this node anew.";
+            exit_log("rewinding before the restart in place", Some(hint));
             match rewind::run(&source) {
                 Outcome::Whole { stop } if stop || stopping() => return,
                 Outcome::Whole { .. } => {}

@@ -27,7 +27,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 use self::page::{Page, Request};
 use self::reexec::Image;
 use crate::pg::{postmaster, sharedpage, status};
-use crate::{board, guc};
+use crate::{board, guc, paths};
 
 /// What the postmaster keeps for its end.
 struct Life {
@@ -60,8 +60,18 @@ pub fn leads_this_server() -> bool {
                 format!("biha stands aside: \"{target}\" asks for a recovery to a point in time"),
                 Some("This server is no member of its cluster until it is started without it."),
             );
+            postmaster::chain_shmem_startup(&PREVIOUS_STARTUP_HOOK, shmem_startup_aside);
             false
         }
+    }
+}
+
+/// [`shmem_startup`] of a server that biha stands aside from. Not in `_PG_init`, which `postgres -C` runs too.
+#[pg_guard]
+unsafe extern "C-unwind" fn shmem_startup_aside() {
+    postmaster::call_previous_shmem_startup(&PREVIOUS_STARTUP_HOOK);
+    if let Err(error) = start::let_go() {
+        report(PgLogLevel::FATAL, format!("could not empty file \"{}\": {error}", paths::SERVER_CONF), None);
     }
 }
 

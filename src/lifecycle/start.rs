@@ -79,6 +79,14 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Takes back what biha had set when this server was a member, or what it was copied from: a recovery to a point
+/// in time must not stream from the cluster's leader, nor wait for its standbys, and needs its own restore_command.
+pub fn let_go() -> io::Result<()> {
+    biha_io::durable_write(paths::SERVER_CONF.as_ref(), b"# Emptied by biha, which stands aside.\n")?;
+    settings::reload();
+    Ok(())
+}
+
 fn create_standby_signal() -> io::Result<()> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(STANDBY_SIGNAL) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),

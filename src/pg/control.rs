@@ -1,5 +1,6 @@
 //! `global/pg_control`, read from disk: PostgreSQL's copy in shared memory is gone when a postmaster exits.
 
+use biha_core::Lsn;
 use pgrx::pg_sys;
 
 /// What the control file says of the server's last stop.
@@ -20,6 +21,8 @@ pub struct ControlFile {
     pub system_identifier: u64,
     /// How the server was stopped.
     pub state: State,
+    /// Where the last finished checkpoint's record starts.
+    pub checkpoint: Lsn,
     /// The highest timeline that the data directory has WAL of.
     pub timeline: u32,
     /// Pages have checksums.
@@ -46,6 +49,7 @@ pub fn read() -> Option<ControlFile> {
     crc_ok.then_some(ControlFile {
         system_identifier: file.system_identifier,
         state,
+        checkpoint: Lsn(file.checkPoint),
         timeline: file.checkPointCopy.ThisTimeLineID.max(file.minRecoveryPointTLI),
         checksums: file.data_checksum_version != 0,
     })

@@ -19,6 +19,9 @@ pub struct ServerConf {
     pub blank_restore_command: bool,
     /// `wal_retrieve_retry_interval` in ms; `None` leaves the operator's.
     pub retry_interval: Option<u32>,
+    /// `default_transaction_read_only` on: clients that look for a server to write to pass this one by
+    /// (libpq's `target_session_attrs`).
+    pub looks_read_only: bool,
     /// `biha.receiver_epoch`.
     pub epoch: i32,
 }
@@ -38,6 +41,9 @@ impl ServerConf {
         }
         if let Some(ms) = self.retry_interval {
             line("wal_retrieve_retry_interval", &format!("{ms}ms"));
+        }
+        if self.looks_read_only {
+            line("default_transaction_read_only", "on");
         }
         line("biha.receiver_epoch", &self.epoch.to_string());
         text

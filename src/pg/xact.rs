@@ -30,13 +30,6 @@ pub fn wrote() -> bool {
     }
 }
 
-/// Does PostgreSQL itself refuse writes in this transaction (a standby, or a read-only transaction)?
-#[inline]
-pub fn is_read_only() -> bool {
-    // SAFETY: a plain value of this process.
-    unsafe { pg_sys::XactReadOnly }
-}
-
 /// Is the postmaster alive? A read of memory, and a system call only in doubt.
 #[inline]
 pub fn postmaster_is_alive() -> bool {

@@ -28,21 +28,11 @@ pub fn timeline_in_production() -> Option<Timeline> {
     (!recovery::in_progress()).then(|| unsafe { pg_sys::GetWALInsertionTimeLine() })
 }
 
-/// Makes a checkpoint as fast as it can be made, even if nothing has been written since the last one. Raises
-/// an ERROR if it fails. Takes seconds to minutes.
-pub fn checkpoint() {
-    request_checkpoint(pg_sys::CHECKPOINT_WAIT | pg_sys::CHECKPOINT_FORCE);
-}
-
-/// Has the checkpointer make a checkpoint, fast, and does not wait for it.
+/// Has the checkpointer make a checkpoint, as fast as it can be made and even if nothing has been written since
+/// the last one; does not wait for it.
 pub fn begin_checkpoint() {
-    request_checkpoint(0);
-}
-
-fn request_checkpoint(more: u32) {
-    let flags = (pg_sys::CHECKPOINT_IMMEDIATE | more) as i32;
-    // SAFETY: sets flags in shared memory, wakes the checkpointer, and may wait on a condition variable; the
-    // boundary makes its ERROR a panic.
+    let flags = (pg_sys::CHECKPOINT_IMMEDIATE | pg_sys::CHECKPOINT_FORCE) as i32;
+    // SAFETY: sets flags in shared memory and wakes the checkpointer; the boundary makes its ERROR a panic.
     unsafe { pg_guard_ffi_boundary(|| RequestCheckpoint(flags)) };
 }
 

@@ -8,7 +8,7 @@ use crate::{Member, NodeId};
 pub type RequestId = u64;
 
 /// A user's command. All but [`Command::ResetNodeError`] are carried out by the leader.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
     /// Make this node the leader.
     SetLeader(NodeId),
@@ -25,7 +25,7 @@ pub enum Command {
 }
 
 /// One change of a common setting. Times in ms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Setting {
     /// See [`crate::Settings::heartbeat_send_period`].
     HeartbeatSendPeriod(u32),
@@ -44,7 +44,7 @@ pub enum Setting {
 }
 
 /// One change of a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberSetting {
     /// See [`Member::can_be_leader`].
     CanBeLeader(bool),
@@ -55,7 +55,7 @@ pub enum MemberSetting {
 }
 
 /// Why a command was not done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum CommandError {
     /// No leader is known; nothing was changed.
     #[error("the cluster has no leader now")]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Millis, NodeId, Term};
 
 /// Version of a [`ClusterConfig`]: the term of the leader that made it, then a counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct ConfigVersion {
     /// Term of the leader that made this version.
     pub term: Term,
@@ -19,7 +19,7 @@ pub struct ConfigVersion {
 }
 
 /// What a member is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mode {
     /// A full node: leader or follower.
     Regular,
@@ -30,7 +30,7 @@ pub enum Mode {
 }
 
 /// One member of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Member {
     /// Host name or address, for the control channel and for replication.
     pub host: String,
@@ -68,7 +68,7 @@ impl Member {
 }
 
 /// Settings that are the same on every node. Times in ms.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
     /// Period of the leader's heartbeats; at least 10.
     pub heartbeat_send_period: u32,
@@ -120,7 +120,7 @@ pub fn lease_of(promise: Millis) -> Millis {
 }
 
 /// The whole replicated configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct ClusterConfig {
     /// Newer versions replace older ones as a whole.
     pub version: ConfigVersion,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Incarnation, Millis, NodeId, Position, Term};
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EventKind {
     /// The controller started.
     Started,
@@ -51,7 +51,7 @@ impl EventKind {
 }
 
 /// One timed step of an event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Step {
     /// What was done.
     pub name: String,
@@ -60,7 +60,7 @@ pub struct Step {
 }
 
 /// Something that happened, as the core tells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Event {
     /// What happened.
     pub kind: EventKind,
@@ -77,7 +77,7 @@ pub struct Event {
 }
 
 /// An [`Event`] with where and when it happened: what is kept, and told to the other nodes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct EventRecord {
     /// Where it happened.
     pub node: NodeId,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ClusterId, Incarnation, Lsn, Millis, NodeId, Position, Term, Timeline};
 
 /// Who opened a timeline, and where it left its parent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TimelineEntry {
     /// Term of the leader that opened it; 0 if a promotion that nobody elected did.
     pub term: Term,
@@ -19,7 +19,7 @@ pub struct TimelineEntry {
 
 /// A promotion that was begun: the timeline, and the numbers below it that get placeholder history files.
 /// If the next start finds this without the promotion, the placeholders are removed before recovery begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PromotionIntent {
     /// The timeline to be opened; equal to the winner's term.
     pub timeline: Timeline,
@@ -28,7 +28,7 @@ pub struct PromotionIntent {
 }
 
 /// Why a node is in NODE_ERROR.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeError {
     /// What kind of error.
     pub kind: NodeErrorKind,
@@ -41,7 +41,7 @@ pub struct NodeError {
 }
 
 /// The kinds of [`NodeError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NodeErrorKind {
     /// WAL has parted from the leader's and a rewind is not allowed (`biha.autorewind = off`).
     Diverged,
@@ -79,10 +79,10 @@ impl NodeErrorKind {
             }
             NodeErrorKind::RewindFailed => {
                 "The file pg_biha/rewind.log says why. Mend that and call biha.reset_node_error(), or make this \
-                 node anew: stop it, empty its data directory, and run \"bihactl add\"."
+                 node anew: \"bihactl remove\" on another node, empty this data directory, \"bihactl add\"."
             }
             NodeErrorKind::WalRemoved | NodeErrorKind::WalShorter | NodeErrorKind::TimelineConflict => {
-                "Make this node anew: stop it, empty its data directory, and run \"bihactl add\"."
+                "Make this node anew: \"bihactl remove\" on another node, empty this data directory, \"bihactl add\"."
             }
             NodeErrorKind::Removed => {
                 "Stop this node, or take biha out of it with \"bihactl remove --pgdata\"."
@@ -92,7 +92,7 @@ impl NodeErrorKind {
 }
 
 /// Where a rewind of this node stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum RewindState {
     /// None is needed.
     #[default]
@@ -105,7 +105,7 @@ pub enum RewindState {
 }
 
 /// The durable state of a node (`pg_biha/biha.state`).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HardState {
     /// The cluster this memory belongs to.
     pub cluster: ClusterId,

@@ -9,7 +9,7 @@ use crate::event::EventRecord;
 use crate::{ClusterId, Incarnation, Lsn, Millis, NodeId, Position, Term, Timeline};
 
 /// A message with what everything a node says carries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Envelope {
     /// The sender's cluster.
     pub cluster: ClusterId,
@@ -26,7 +26,7 @@ pub struct Envelope {
 }
 
 /// What is said.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Message {
     /// First word on every new connection, from both sides.
     Hello(Hello),
@@ -66,7 +66,7 @@ pub enum Message {
 
 /// First word on a connection. A hello of another incarnation than the one that led *is* the proof that
 /// the old one is dead and its gate shut.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Hello {
     /// Version of the sender's configuration.
     pub config: ConfigVersion,
@@ -75,7 +75,7 @@ pub struct Hello {
 }
 
 /// The states a DBA sees (`biha.status_v`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NodeState {
     /// The controller has started, the server has not said anything yet.
     PreStartup,
@@ -127,7 +127,7 @@ impl NodeState {
 
 /// A hand-over in the making. The number is raised at each begin and each cancel; a voter honours the
 /// exemption from stickiness only for the number it now knows for the term.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Handover {
     /// Counts begins and cancels within a term.
     pub number: u32,
@@ -136,7 +136,7 @@ pub struct Handover {
 }
 
 /// One step of a timeline history: the timeline and where it begins (0 for the first).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HistoryEntry {
     /// The timeline.
     pub timeline: Timeline,
@@ -145,7 +145,7 @@ pub struct HistoryEntry {
 }
 
 /// The leader's view of one member, carried to all so that every node can show it and knows who stands first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerView {
     /// The member.
     pub id: NodeId,
@@ -160,7 +160,7 @@ pub struct PeerView {
 }
 
 /// Leader to all members, once a period.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Counts this leader's heartbeat rounds within (term, incarnation).
     pub seq: u64,
@@ -176,6 +176,8 @@ pub struct Heartbeat {
     pub history: Vec<HistoryEntry>,
     /// A node may rewind against the leader now.
     pub rewind_ready: bool,
+    /// Start of the oldest WAL that the leader still has; 0 if not known.
+    pub oldest_wal: Lsn,
     /// End of the leader's WAL.
     pub position: Option<Position>,
     /// The leader's view of the members.
@@ -183,7 +185,7 @@ pub struct Heartbeat {
 }
 
 /// Answer to a heartbeat; also tells the leader how the sender is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeartbeatAck {
     /// The heartbeat's number.
     pub seq: u64,
@@ -202,7 +204,7 @@ pub struct HeartbeatAck {
 }
 
 /// Asks for a vote or a pre-vote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VoteRequest {
     /// The term asked for.
     pub term: Term,
@@ -215,7 +217,7 @@ pub struct VoteRequest {
 }
 
 /// Answers a [`VoteRequest`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct VoteReply {
     /// The term asked for.
     pub term: Term,
@@ -228,7 +230,7 @@ pub struct VoteReply {
 }
 
 /// Why a vote was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Refusal {
     /// The voter still hears a leader; it may ask again after so many ms.
     LeaderAlive(Millis),
@@ -253,7 +255,7 @@ pub enum Refusal {
 }
 
 /// Why a controller says its last word. All of them mean: the gate of this incarnation is shut for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Goodbye {
     /// The postmaster is dead; WAL may be missing at the receiver.
     PostmasterDied,

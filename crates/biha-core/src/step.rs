@@ -11,10 +11,10 @@ use crate::hardstate::HardState;
 use crate::message::{Envelope, Goodbye, HistoryEntry};
 use serde::{Deserialize, Serialize};
 
-use crate::{Millis, NodeId, Position, Timeline};
+use crate::{Lsn, Millis, NodeId, Position, Timeline};
 
 /// What can happen to a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// Time has passed.
     Tick,
@@ -33,7 +33,7 @@ pub enum Input {
 }
 
 /// How a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Disconnect {
     /// Closed or reset by the other side, or given up.
     Closed,
@@ -42,7 +42,7 @@ pub enum Disconnect {
 }
 
 /// What the local server looks like; read at each turn of the controller's loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ServerStatus {
     /// Out of recovery: takes part as a primary.
     pub production: bool,
@@ -53,15 +53,17 @@ pub struct ServerStatus {
     /// In production: a checkpoint has been made on the present timeline, so that pg_rewind reads a current
     /// control file (PostgreSQL 15 reads nothing else).
     pub checkpointed: bool,
+    /// In production: start of the oldest WAL that is still there; 0 if not known.
+    pub oldest_wal: Lsn,
     /// End of WAL as far as known without stopping anything; good for showing and ranking only.
     pub hint: Option<Position>,
 }
 
-/// Names an order; a newer order cancels an older one that only waits.
+/// Names an order, for all lives of a node; a newer order cancels an older one that only waits.
 pub type OrderId = u64;
 
 /// Work on the server, done by the agent, one order at a time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Order {
     /// Stop receiving WAL, durably, and read the position. Answer: [`OrderResult::Stopped`].
     StopReceiving,
@@ -98,8 +100,15 @@ pub enum Order {
     EndWalsenders,
 }
 
+impl Order {
+    /// It merely waits for something: a newer order ends it.
+    pub(crate) fn may_be_replaced(&self) -> bool {
+        matches!(self, Order::AwaitEnd { .. } | Order::PrepareHandover)
+    }
+}
+
 /// What came of an [`Order`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OrderResult {
     /// Done.
     Done,
@@ -122,7 +131,7 @@ pub enum OrderResult {
 }
 
 /// What a node wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
     /// Write the hard state to disk before going on.
     Persist(Box<HardState>),

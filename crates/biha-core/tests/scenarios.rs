@@ -23,8 +23,10 @@ scenarios! {
     a_clean_stop_elects_when_the_stream_has_ended
     a_cluster_killed_at_once_comes_back_with_everything
     a_crashed_leader_rejoins
+    a_demotion_does_not_wait_for_a_checkpoint
     a_failed_promotion_lets_another_node_try
     a_failover_lets_the_fullest_lead
+    a_follower_whose_wal_is_gone_says_so
     a_good_bye_is_proof_of_death
     a_hanging_controller_fences_its_server
     a_host_frozen_for_30_seconds_is_fenced_when_it_thaws

@@ -113,6 +113,29 @@ pub fn query(address: &Address, database: &str, sql: &str, limit: Duration) -> R
     .with_context(|| format!("{}:{} {sql}", address.host, address.port))
 }
 
+/// One connection that is kept, for code that is not asynchronous.
+pub struct Session {
+    connection: Connection,
+    runtime: Runtime,
+    limit: Duration,
+}
+
+impl Session {
+    /// Connects; `limit` holds for that, and for each query.
+    pub fn open(address: &Address, database: &str, limit: Duration) -> Result<Session> {
+        let runtime = runtime()?;
+        let connection = runtime.block_on(connect(address, database, TargetSessionAttrs::Any, limit))?;
+        Ok(Session { connection, runtime, limit })
+    }
+
+    /// Runs one simple query string.
+    pub fn query(&self, sql: &str) -> Result<Rows> {
+        let answer = async { timeout(self.limit, self.connection.query(sql)).await };
+        let rows = self.runtime.block_on(answer).context("the server did not answer in time")?;
+        rows.with_context(|| sql.to_string())
+    }
+}
+
 /// The single value of a query's single row; null is an error.
 pub fn single(rows: Rows) -> Result<String> {
     ensure!(rows.len() == 1 && rows[0].len() == 1, "expected one value, got {rows:?}");

@@ -135,8 +135,18 @@ impl Builder {
         };
         let first_port = if namespaces.is_some() { FIRST_PORT } else { free_ports(self.nodes.max(4))? };
         let bindir = pg_bindir()?;
-        let nodes = Vec::new();
-        Ok(Cluster { builder: self, directory, bihactl, bindir, namespaces, first_port, nodes, keep })
+        let (nodes, last_id) = (Vec::new(), 0);
+        Ok(Cluster {
+            builder: self,
+            directory,
+            bihactl,
+            bindir,
+            namespaces,
+            first_port,
+            nodes,
+            last_id,
+            keep,
+        })
     }
 }
 
@@ -153,6 +163,8 @@ pub struct Cluster {
     namespaces: Option<Namespaces>,
     first_port: u16,
     nodes: Vec<Node>,
+    /// The last number that was given to a node: none is used twice.
+    last_id: u32,
     keep: bool,
 }
 
@@ -184,7 +196,8 @@ impl Cluster {
     }
 
     fn next_node(&mut self) -> Result<Node> {
-        let id = u32::try_from(self.nodes.len())? + 1;
+        self.last_id += 1;
+        let id = self.last_id;
         let port = self.first_port + PORTS_A_NODE * u16::try_from(id)?;
         let (host, runner) = match &mut self.namespaces {
             None => ("127.0.0.1".to_string(), Runner::default()),

@@ -20,5 +20,6 @@ pub mod process;
 pub mod provision;
 pub mod run;
 pub mod scenario;
+pub mod service;
 pub mod verdict;
 pub mod wait;

@@ -23,14 +23,14 @@ const MAX_WAITING: usize = 64;
 pub const MAX_MEMBERS: usize = 64;
 
 /// Where a command came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Origin {
     pub node: NodeId,
     pub request: RequestId,
 }
 
 /// A change that no quorum has acknowledged yet.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     version: ConfigVersion,
     old: ClusterConfig,
@@ -48,7 +48,7 @@ impl Change {
 }
 
 /// A user of this node who waits for an outcome elsewhere.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Waiting {
     request: RequestId,
     pub(super) deadline: Millis,
@@ -88,6 +88,7 @@ impl Node {
         if self.hard.error.take().is_some() {
             self.hard.rewind = RewindState::None;
             self.hard.lower_bound = None;
+            self.starved = false;
             self.note(EventKind::NodeError, "the error was reset", Vec::new());
         } else {
             self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));

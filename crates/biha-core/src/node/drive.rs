@@ -18,17 +18,14 @@ impl Node {
         if self.restarting || self.now < self.no_order_before {
             return;
         }
-        let waits = match &self.order {
-            None => false,
-            // The only order that merely waits, and may be replaced.
-            Some(Outstanding { order: Order::AwaitEnd { .. }, .. }) => true,
-            Some(_) => return,
-        };
-        let Some(order) = self.wanted() else { return };
-        if waits && matches!(order, Order::AwaitEnd { .. }) {
+        if self.order.as_ref().is_some_and(|outstanding| !outstanding.order.may_be_replaced()) {
             return;
         }
-        self.give(order);
+        let Some(order) = self.wanted() else { return };
+        let goes_on = |o: &Outstanding| std::mem::discriminant(&o.order) == std::mem::discriminant(&order);
+        if !self.order.as_ref().is_some_and(goes_on) {
+            self.give(order);
+        }
     }
 
     fn wanted(&mut self) -> Option<Order> {
@@ -95,6 +92,7 @@ impl Node {
         match &order {
             // WAL may arrive from the moment the order is given.
             Order::Follow { leader } => {
+                self.starved = false;
                 self.wal = Wal::Receiving {
                     leader: *leader,
                     term: self.hard.term,

@@ -10,7 +10,7 @@ use crate::{Millis, NodeId, Position, Term};
 use super::{Node, Role, Wal};
 
 /// Why a node stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
     /// No leader has been heard since this node started.
     Startup,
@@ -23,14 +23,14 @@ pub(super) enum Cause {
 }
 
 /// A candidacy that is planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Stand {
     pub at: Millis,
     pub cause: Cause,
 }
 
 /// A node that asks for votes.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Candidate {
     pub cause: Cause,
     /// When the leader was last known to lead: where the clock of the failover starts.
@@ -50,7 +50,7 @@ pub(super) struct Candidate {
     steps: Vec<Step>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Would you vote for me?
     PreVote,

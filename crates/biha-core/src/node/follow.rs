@@ -205,6 +205,7 @@ impl Node {
                 return Some(Order::AwaitEnd { timeout: self.timeout() });
             }
             let stalled = self.receiver_stalled();
+            self.starved = stalled;
             let stop = from != leader || in_term != term || heard.dead.is_some() || stalled;
             return stop.then_some(Order::StopReceiving);
         }
@@ -225,6 +226,13 @@ impl Node {
     fn follow_or_rewind(&mut self, leader: NodeId, position: Position) -> Option<Order> {
         let heard = self.heard.as_ref()?;
         let Ancestry::Parted(fork) = ancestry(position, &heard.beat.history) else {
+            let oldest = heard.beat.oldest_wal;
+            // Until it has starved once, an archive may have what the leader has not.
+            if self.starved && position.lsn < oldest {
+                let text = format!("the WAL ends at {position}, but node {leader} has none before {oldest}");
+                self.fail(NodeErrorKind::WalRemoved, text);
+                return None;
+            }
             return Some(Order::Follow { leader });
         };
         if self.hard.rewind == RewindState::Done(self.hard.term) {

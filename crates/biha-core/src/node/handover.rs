@@ -10,7 +10,7 @@ use super::change::Origin;
 use super::{Node, Role, invalid};
 
 /// A hand-over in the making.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct HandingOver {
     pub target: NodeId,
     pub origin: Origin,
@@ -18,7 +18,7 @@ pub(super) struct HandingOver {
     pub since: Millis,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum HandoverPhase {
     /// The target does not stream yet, as far as known; it may have begun a moment ago.
     Waiting,

@@ -18,7 +18,7 @@ use super::{Node, Role, prune};
 const MAX_ROUNDS: usize = 64;
 
 /// A node that leads its term.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Leader {
     pub term: Term,
     /// The next round's number.
@@ -46,7 +46,7 @@ pub(super) struct Leader {
     steps: Vec<Step>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Round {
     seq: u64,
     sent: Millis,
@@ -55,7 +55,7 @@ struct Round {
 }
 
 /// What a member last acknowledged.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ack {
     /// When the newest heartbeat it acknowledged was sent.
     sent: Millis,
@@ -193,6 +193,7 @@ impl Node {
         let peers = self.peer_views();
         let (now, position, checkpointed) = (self.now, self.position(), self.server.checkpointed);
         let config = self.config.version;
+        let oldest_wal = self.server.oldest_wal;
         let Role::Leader(leader) = &mut self.role else { return };
         leader.seq += 1;
         leader.next_beat = now + period;
@@ -213,6 +214,7 @@ impl Node {
             state: if leader.is_open() { NodeState::LeaderRw } else { NodeState::LeaderRo },
             history: leader.history.clone(),
             rewind_ready: checkpointed && !leader.history.is_empty(),
+            oldest_wal,
             position,
             peers,
         };

@@ -40,7 +40,7 @@ use peers::Peer;
 pub use view::{MemberView, View};
 
 /// This node's own settings, which need not be the same on all nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Options {
     /// `biha.autorewind`.
     pub autorewind: bool,
@@ -49,7 +49,7 @@ pub struct Options {
 }
 
 /// One node of the cluster.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     now: Millis,
     started: Millis,
@@ -62,6 +62,8 @@ pub struct Node {
     /// The leader of the current term, once heard.
     heard: Option<Heard>,
     sticky: Option<Sticky>,
+    /// The leader that was followed last gave nothing for `no_wal_on_follower`.
+    starved: bool,
     /// A leader has been heard since the start.
     led: bool,
     /// No vote, pre-vote or candidacy before this moment: promises given by the former incarnation.
@@ -81,7 +83,7 @@ pub struct Node {
     outputs: Vec<Output>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Role {
     Follower(Follower),
     Candidate(Candidate),
@@ -89,7 +91,7 @@ enum Role {
 }
 
 /// A node that follows a leader or waits for one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 struct Follower {
     /// When to stand for election, and why.
     stand: Option<Stand>,
@@ -100,7 +102,7 @@ struct Follower {
 }
 
 /// What is known of the WAL on this node's disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Wal {
     /// Not read since the start.
     Unknown,
@@ -111,7 +113,7 @@ enum Wal {
 }
 
 /// The leader of the current term, as last heard.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Heard {
     id: NodeId,
     incarnation: Incarnation,
@@ -122,7 +124,7 @@ struct Heard {
 }
 
 /// How a leader is known to be gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Death {
     at: Millis,
     /// Its WAL stream ends with a shutdown checkpoint: worth waiting for.
@@ -130,14 +132,14 @@ struct Death {
 }
 
 /// A promise not to vote or stand against a leader.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Sticky {
     leader: NodeId,
     incarnation: Incarnation,
     until: Millis,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Outstanding {
     id: OrderId,
     order: Order,
@@ -145,7 +147,8 @@ struct Outstanding {
 
 impl Node {
     /// A node at the start of its controller. `hard` is what the state file holds; `rewound` what came of a
-    /// rewind that the restart was for. The first outputs make the new incarnation durable.
+    /// rewind that the restart was for. The first outputs make the new incarnation durable. With the seed 0 there
+    /// is no jitter.
     pub fn new(
         now: Millis,
         seed: u64,
@@ -168,6 +171,7 @@ impl Node {
             wal: Wal::Unknown,
             heard: None,
             sticky: None,
+            starved: false,
             led: false,
             silent_until,
             known,
@@ -179,10 +183,12 @@ impl Node {
             restarting: false,
             stopping: false,
             waiting: Vec::new(),
-            rng: seed | 1,
+            rng: if seed == 0 { 0 } else { seed | 1 },
             outputs: Vec::new(),
         };
         node.hard.incarnation.0 += 1;
+        // The agent may have orders of the former life, and outlive this one.
+        node.next_order = (node.hard.incarnation.0 << 32) + 1;
         node.hard.promotion = None;
         node.gate(0);
         node.take_rewind_result(rewound);

@@ -8,7 +8,7 @@ use crate::{Incarnation, Millis, NodeId, Position, Term};
 use super::{Node, Role};
 
 /// What is known of another node.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Peer {
     pub incarnation: Incarnation,
     pub heard: Option<Millis>,

@@ -248,6 +248,7 @@ fn server(args: &mut Args) -> Parsed<Input> {
         consistent,
         streaming: args.flag("streaming"),
         checkpointed: args.flag("checkpointed"),
+        oldest_wal: Lsn(args.key_or("oldest", 0)?),
         hint: args.position("at")?,
     }))
 }
@@ -261,6 +262,7 @@ fn heartbeat(args: &mut Args, seq: u64, config: ConfigVersion) -> Parsed<Heartbe
         state: if args.flag("read-only") { NodeState::LeaderRo } else { NodeState::LeaderRw },
         history: args.history("history")?.unwrap_or_default(),
         rewind_ready: args.switch("rewind_ready", true)?,
+        oldest_wal: Lsn(args.key_or("oldest", 0)?),
         position: args.position("at")?,
         peers: Vec::new(),
     })

@@ -44,6 +44,7 @@ impl Server {
             consistent,
             streaming: self.streaming,
             checkpointed: self.checkpointed,
+            oldest_wal: Lsn(0),
             hint: consistent.then(|| self.log.end()),
         }
     }

@@ -9,7 +9,7 @@ use biha_core::*;
 const RECORD: u64 = 0x10;
 
 /// What a record says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A transaction; the number is unique in the simulation.
     Commit(u64),
@@ -19,7 +19,7 @@ pub enum Kind {
     Shutdown(NodeId),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
     pub timeline: Timeline,
     pub end: Lsn,
@@ -27,7 +27,7 @@ pub struct Record {
 }
 
 /// All the WAL of a server, and the history files in its pg_wal.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Log {
     pub records: Vec<Record>,
     pub history: Vec<HistoryEntry>,

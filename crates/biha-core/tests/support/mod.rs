@@ -122,6 +122,7 @@ impl Numbers {
             state: NodeState::LeaderRw,
             history: (0..2).map(|_| HistoryEntry { timeline: self.small(), fork: Lsn(self.n()) }).collect(),
             rewind_ready: self.n().is_multiple_of(2),
+            oldest_wal: Lsn(self.n()),
             position: Some(position),
             peers: vec![PeerView {
                 id: NodeId(self.small()),

@@ -3,9 +3,10 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
-use biha_core::{HardState, NodeId, image};
+use biha_core::{HardState, Incarnation, NodeId, image};
 
 use super::Work;
 use crate::certs;
@@ -96,7 +97,8 @@ impl Work {
         let node = NodeId(self.node.id);
         let secrets = self.secrets.clone();
         let control = datadir::control(&self.tools, &self.layout.pgdata)?;
-        let state = HardState::new(secrets.cluster, control.system_identifier, node);
+        let mut state = HardState::new(secrets.cluster, control.system_identifier, node);
+        state.incarnation = first_incarnation();
         let certificate = certs::node(&secrets.authority, secrets.cluster, node)?;
         let pgpass = format!("*:*:*:biha_replication_user:{}\n", secrets.password);
         let config = self.config_image()?;
@@ -225,6 +227,12 @@ fn wipe(pgdata: &Path, itself: bool) -> Result<()> {
         files::empty(&fs::canonicalize(link)?, false)?;
     }
     files::empty(pgdata, itself)
+}
+
+/// Seconds since 1970: above every incarnation of a former node of this number, which others may remember.
+fn first_incarnation() -> Incarnation {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    Incarnation(since.map_or(0, |time| time.as_secs()))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! (`--test-threads=1`): each has its own cluster, and their timing matters.
 
 mod common;
+mod fenced_server;
 mod follower_restart;
 mod freeze_of_leader;
 mod harness_on_plain_servers;
@@ -12,10 +13,14 @@ mod membership_under_load;
 mod minnodes_read_only;
 mod operators_stop_wins;
 mod partition_of_leader;
+mod promotion_by_hand;
+mod restart_in_place;
 mod settings_from_any_node;
 mod silent_loss_of_leader;
 mod switchover;
 mod switchover_target_dies;
 mod synchronous;
 mod unconfigured;
+mod wal_removed;
 mod whole_cluster_restart;
+mod worker_signals;

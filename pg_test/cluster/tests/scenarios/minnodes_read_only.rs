@@ -19,6 +19,10 @@ fn expected() -> Vec<Expected> {
 
 fn expect_read_only(leader: &Node) -> Result<()> {
     leader.wait_state(&["LEADER_RO"], TEN_SECONDS)?;
+    wait_until("a server that looks read-only to libpq", TEN_SECONDS, || {
+        ensure!(leader.value("SHOW transaction_read_only")? == "on", "it looks writable");
+        Ok(())
+    })?;
     ensure!(leader.value("SELECT count(*) FROM t")? == "1", "reads must go on");
     let error = leader.query("INSERT INTO t VALUES (2)").err().context("a write was taken")?;
     ensure!(sqlstate(&error).as_deref() == Some("25006"), "the write failed otherwise: {error:#}");
@@ -29,6 +33,10 @@ fn expect_read_only(leader: &Node) -> Result<()> {
 
 fn expect_writable(leader: &Node) -> Result<()> {
     leader.wait_state(&["LEADER_RW"], A_MINUTE)?;
+    wait_until("a server that looks writable to libpq", TEN_SECONDS, || {
+        ensure!(leader.value("SHOW transaction_read_only")? == "off", "it looks read-only");
+        Ok(())
+    })?;
     wait_until("a write", TEN_SECONDS, || leader.query("UPDATE t SET n = n").map(drop))
 }
 

@@ -9,6 +9,7 @@ use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::network::Network;
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::scenario::{judge, run};
+use biha_cluster_tests::wait::wait_until;
 
 use crate::common::{A_MINUTE, TEN_SECONDS, expect_lost_within_lease, failover_lines};
 
@@ -23,6 +24,10 @@ fn partition(name: &str, cut: impl Fn(&Cluster, u32) -> Result<()> + Sync) {
         let new = cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
         oracle.wait_acks(1000, TEN_SECONDS)?;
         ensure!(old.own_status()?.state != "LEADER_RW", "the cut-off leader still thinks it may write");
+        wait_until("the cut-off leader to look read-only to libpq", TEN_SECONDS, || {
+            ensure!(old.value("SHOW transaction_read_only")? == "on", "it looks writable");
+            Ok(())
+        })?;
         cluster.heal()?;
         let healed = Instant::now();
         ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the healed leader led again");
