@@ -41,6 +41,12 @@ pub struct Gate {
     pub leading: AtomicU32,
     /// Election timeout in ms: how long such a commit waits at most.
     pub patience: AtomicU32,
+    /// Standbys that must have a commit before it is acknowledged; 0 if biha does not see to that.
+    pub sync_standbys: AtomicU32,
+    /// 1 if every commit must be synchronous, whatever the session says.
+    pub lossless_required: AtomicU32,
+    /// Commits of sessions that asked for less than the standbys' flush, since shared memory was made.
+    pub lowered_commits: AtomicU64,
     /// Held by the controller as long as it lives.
     pub controller_alive: RobustMutex,
     /// Number of the last change of the receiver's settings that the startup process has read.
@@ -135,6 +141,8 @@ pub struct Status {
     pub error: Option<NodeError>,
     /// It leads, and a commit that finds the gate shut may wait for it to open.
     pub worth_waiting: bool,
+    /// The members whose flush a synchronous commit may count.
+    pub synchronous: Vec<NodeId>,
     /// When this was published (CLOCK_BOOTTIME ms).
     pub published: Millis,
 }

@@ -8,9 +8,11 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use biha_core::{
-    ConfigVersion, Goodbye, Input, Lsn, Millis, Node, NodeId, NodeState, Options, ServerStatus, Term,
+    ConfigVersion, Goodbye, Input, Lossless, Lsn, Millis, Node, NodeId, NodeState, Options, ServerStatus,
+    Term,
 };
 use biha_io::{
     History, Identity, Limits, NetEvent, Network, NetworkConfig, StateFiles, ThreadResolver, TlsConfig,
@@ -19,12 +21,14 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
 
 use crate::board::{self, MemberStatus, Status};
-use crate::pg::{clock, postmaster, process, status, worker};
+use crate::pg::{backends, clock, postmaster, process, status, wait, walsender, worker};
 use crate::rejections::Rejections;
 use crate::{guc, lifecycle, paths};
 
 /// Longest time in ms that the board may be out of date.
 const PUBLISH_PERIOD: Millis = 500;
+/// How often a stopping controller looks for commits that wait.
+const LOOK_FOR_WAITERS: Duration = Duration::from_millis(2);
 /// Commands taken from the mailbox in one turn.
 const MAX_COMMANDS: usize = board::MAILBOX_SLOTS;
 
@@ -36,7 +40,7 @@ pub fn register() {
         .set_function("biha_controller_main")
         .enable_shmem_access(None)
         .set_start_time(BgWorkerStartTime::PostmasterStart)
-        .set_restart_time(Some(std::time::Duration::from_secs(1)))
+        .set_restart_time(Some(Duration::from_secs(1)))
         .load();
 }
 
@@ -158,7 +162,6 @@ impl Controller {
                 self.feed(Input::Command(request, command));
             }
             while let Some((id, result)) = board::take_order_result() {
-                self.look_at_server();
                 self.feed(Input::Done(id, result));
             }
             if clock::boottime() >= self.node.next_deadline() {
@@ -186,20 +189,35 @@ impl Controller {
     fn leave(&mut self, goodbye: Goodbye) -> ! {
         self.feed(Input::Stop(goodbye));
         self.network.close_all();
+        if goodbye == Goodbye::CleanStop {
+            end_last_waiters();
+        }
         worker::end();
     }
 
+    /// What a step decides is in force before the next one, and each one sees the server as it is.
     fn feed(&mut self, input: Input) {
+        self.look_at_server();
+        self.step(input);
+    }
+
+    fn step(&mut self, input: Input) {
         let outputs = self.node.step(clock::boottime(), input);
         self.execute(outputs);
+        let (gate, config) = (board::gate(), self.node.config());
+        let guarded = if config.guards_commits() { config.settings.sync_standbys } else { 0 };
+        let required = config.settings.lossless == Lossless::Require;
+        gate.sync_standbys.store(guarded, Ordering::SeqCst);
+        gate.lossless_required.store(required.into(), Ordering::SeqCst);
     }
 
     fn look_at_server(&mut self) {
-        let server =
-            status::read(self.server.checkpointed, Lsn(board::gate().oldest_wal.load(Ordering::Relaxed)));
+        let oldest_wal = Lsn(board::gate().oldest_wal.load(Ordering::Relaxed));
+        let synced = walsender::flushed_by(self.node.config().settings.sync_standbys);
+        let server = ServerStatus { oldest_wal, synced, ..status::read(self.server.checkpointed) };
         if server != self.server {
             self.server = server;
-            self.feed(Input::Server(server));
+            self.step(Input::Server(server));
         }
     }
 
@@ -279,6 +297,7 @@ impl Controller {
             config: self.node.config().clone(),
             error: hard.error.clone(),
             worth_waiting: view.worth_waiting,
+            synchronous: view.synchronous,
             published: now,
         }
     }
@@ -291,6 +310,7 @@ struct Brief {
     leader: Option<NodeId>,
     config: ConfigVersion,
     worth_waiting: bool,
+    synchronous: Vec<NodeId>,
     members: Vec<(NodeId, NodeState, bool, Option<String>)>,
 }
 
@@ -303,8 +323,24 @@ impl Brief {
             leader: status.leader,
             config: status.config.version,
             worth_waiting: status.worth_waiting,
+            synchronous: status.synchronous.clone(),
             members,
         }
+    }
+}
+
+/// Commits that wait for standbys take no signal but this process's. In a stop, as soon as nobody else is there to
+/// see their rows, they are ended: nothing is acknowledged, and the next leader may lack them.
+fn end_last_waiters() {
+    while board::gate().sync_standbys.load(Ordering::SeqCst) > 0 && postmaster::is_stopping() {
+        let sessions = backends::sessions();
+        if !sessions.others {
+            if sessions.waiting.is_empty() {
+                return;
+            }
+            sessions.waiting.into_iter().for_each(backends::terminate);
+        }
+        wait::latch(LOOK_FOR_WAITERS);
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use biha_core::{ClusterConfig, Millis, NodeId, NodeState, OrderId, OrderResult};
+use biha_core::{Millis, NodeId, NodeState, OrderId, OrderResult};
 use pgrx::{debug1, log};
 
 use super::{position, timing::Steps};
@@ -175,7 +175,8 @@ impl Receiver {
             self.nudge(streaming);
         }
         let mut conf = self.conf.clone();
-        conf.synchronous_standby_names = synchronous_standby_names(&status.config);
+        conf.synchronous_standby_names =
+            synchronous_standby_names(status.config.settings.sync_standbys, &status.synchronous);
         conf.blank_restore_command = !self.needs_archive(status);
         conf.looks_read_only = is_fenced(status);
         if differ(&self.conf, &conf)
@@ -293,16 +294,9 @@ fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
-/// `ANY k (...)` over all voters that receive WAL; the same text on every node, this one's own name included,
-/// which never connects to itself.
-fn synchronous_standby_names(config: &ClusterConfig) -> String {
-    let k = config.settings.sync_standbys;
-    let names: Vec<_> = config
-        .members
-        .iter()
-        .filter(|(_, member)| member.is_wal_voter())
-        .map(|(id, _)| node_name(*id))
-        .collect();
+/// `ANY k (...)`; the same text on every node, this one's own name included, which never connects to itself.
+fn synchronous_standby_names(k: u32, members: &[NodeId]) -> String {
+    let names: Vec<_> = members.iter().map(|id| node_name(*id)).collect();
     if k == 0 || names.is_empty() { String::new() } else { format!("ANY {k} ({})", names.join(", ")) }
 }
 
@@ -310,31 +304,13 @@ fn synchronous_standby_names(config: &ClusterConfig) -> String {
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use biha_core::{Member, Mode};
-
-    fn member(mode: Mode) -> Member {
-        Member {
-            host: "h".to_owned(),
-            port: 1,
-            biha_port: 2,
-            mode,
-            can_be_leader: true,
-            can_vote: true,
-            priority: -1,
-            joining: false,
-        }
-    }
 
     #[test]
-    fn only_voters_with_wal_count_as_synchronous() {
-        let mut config = ClusterConfig::default();
-        config.members.insert(NodeId(1), member(Mode::Regular));
-        config.members.insert(NodeId(2), member(Mode::Referee));
-        config.members.insert(NodeId(3), member(Mode::RefereeWithWal));
-        config.members.insert(NodeId(4), Member { joining: true, ..member(Mode::Regular) });
-        assert_eq!(synchronous_standby_names(&config), "");
-        config.settings.sync_standbys = 1;
-        assert_eq!(synchronous_standby_names(&config), "ANY 1 (biha_node_1, biha_node_3)");
+    fn any_of_the_members_counts_as_synchronous() {
+        let members = [NodeId(1), NodeId(3)];
+        assert_eq!(synchronous_standby_names(0, &members), "");
+        assert_eq!(synchronous_standby_names(1, &members), "ANY 1 (biha_node_1, biha_node_3)");
+        assert_eq!(synchronous_standby_names(1, &[]), "");
     }
 
     #[test]

@@ -9,12 +9,13 @@
 
 mod report;
 mod statement;
+mod synchronous;
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
-use biha_core::Millis;
+use biha_core::{Lsn, Millis};
 use pgrx::pg_guard;
 use pgrx::pg_sys::XactEvent::{
     XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE, XACT_EVENT_PREPARE,
@@ -98,8 +99,12 @@ unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, _argument: *mut c_
     match event {
         XACT_EVENT_PRE_COMMIT => before("COMMIT"),
         XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => confirm(PASSED.swap(0, Relaxed)),
-        XACT_EVENT_ABORT => PASSED.store(0, Relaxed),
+        XACT_EVENT_COMMIT => confirm(PASSED.swap(0, Relaxed), xact::commit_end),
+        XACT_EVENT_PREPARE => confirm(PASSED.swap(0, Relaxed), xact::flushed),
+        XACT_EVENT_ABORT => {
+            PASSED.store(0, Relaxed);
+            synchronous::end();
+        }
         _ => {}
     }
 }
@@ -114,21 +119,36 @@ fn before(command: &str) {
         Some(incarnation) => PASSED.store(incarnation, Relaxed),
         None => report::refuse_commit(command),
     }
+    synchronous::begin();
 }
 
-/// Second look: the commit is durable. It may be confirmed only if the very leadership under which it passed
-/// is still valid; if not, the client learns nothing. Raises no ERROR and cannot be interrupted.
-fn confirm(passed: u64) {
-    if passed == 0 || look(0) == Look::Open(passed) {
-        return;
+/// Second look: the commit is durable. It may be confirmed only if the very leadership under which it passed is
+/// still valid, and enough standbys have it where they must; if not, the client learns nothing. Raises no ERROR and
+/// cannot be interrupted. `written` tells where it ends.
+fn confirm(passed: u64, written: impl FnOnce() -> Lsn) {
+    if passed != 0 {
+        let written = synchronous::is_guarded().then(written);
+        if !is_confirmed(passed, written) {
+            report::warn_unacknowledged();
+            xact::end_session_unacknowledged();
+        }
     }
+    synchronous::end();
+}
+
+/// Waits for what may still come, up to one election timeout.
+fn is_confirmed(passed: u64, written: Option<Lsn>) -> bool {
     let end = clock::boottime() + Millis::from(board::gate().patience.load(Relaxed));
-    while look(0) == Look::Lapsed && clock::boottime() < end {
+    loop {
+        let seen = look(0);
+        if seen == Look::Open(passed) && written.is_none_or(synchronous::is_replicated) {
+            return true;
+        }
+        let may_come = seen == Look::Open(passed) || seen == Look::Lapsed;
+        if !may_come || clock::boottime() >= end {
+            return false;
+        }
         xact::doze(1);
-    }
-    if look(0) != Look::Open(passed) {
-        report::warn_unacknowledged();
-        xact::end_session_unacknowledged();
     }
 }
 

@@ -9,9 +9,9 @@ use biha_core::Millis;
 use pgrx::pg_sys::{CmdType, ExecutorStart_hook_type, NodeTag, TransactionStmtKind};
 use pgrx::{PgList, pg_guard, pg_sys};
 
-use super::{Look, await_open, confirm, look, report};
+use super::{Look, await_open, confirm, look, report, synchronous};
 use crate::board;
-use crate::pg::recovery;
+use crate::pg::{recovery, xact};
 
 /// What stood in the hook before.
 static PREVIOUS: OnceLock<ExecutorStart_hook_type> = OnceLock::new();
@@ -136,12 +136,16 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
     };
     // SAFETY: as the caller promises.
     let incarnation = ask(reserve, || unsafe { name_unless_temporary(node) });
-    Entered(if need == Need::LeaseAndConfirmation { incarnation } else { 0 })
+    if need != Need::LeaseAndConfirmation || incarnation == 0 {
+        return Entered(0);
+    }
+    synchronous::begin();
+    Entered(incarnation)
 }
 
 /// The second look; after the statement has been executed without an ERROR.
 pub fn utility_leave(entered: Entered) {
-    confirm(entered.0);
+    confirm(entered.0, xact::flushed);
 }
 
 /// # Safety

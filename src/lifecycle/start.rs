@@ -106,9 +106,26 @@ pub fn can_be_rewound() -> bool {
 fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
     let Some(file) = control::read() else { return Ok(Vec::new()) };
     match promotion_intent(file.system_identifier) {
-        Some(intent) if file.timeline < intent.timeline => remove_histories(Path::new(WAL), intent),
+        Some(intent) if file.timeline < intent.timeline && !is_history(Path::new(WAL), intent)? => {
+            remove_histories(Path::new(WAL), intent)
+        }
         _ => Ok(Vec::new()),
     }
+}
+
+/// Has this node followed another leader since, across the numbers that it had burnt? Then they are part of the
+/// history. The control file does not tell: it learns of a timeline only when a page of it is written.
+fn is_history(wal: &Path, intent: PromotionIntent) -> io::Result<bool> {
+    for entry in fs::read_dir(wal)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".history"));
+        let number = number.and_then(|number| u32::from_str_radix(number, 16).ok());
+        if number.is_some_and(|number| number > intent.timeline) && entry.metadata()?.len() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The promotion that this node had begun. A state file that cannot be used is not this node's memory; that
@@ -140,6 +157,7 @@ pub fn first_status(system_identifier: u64) -> Option<Status> {
         incarnation: hard.incarnation,
         leader: None,
         members: config.members.keys().copied().map(member).collect(),
+        synchronous: config.wal_voters().collect(),
         config,
         error: hard.error,
         worth_waiting: false,
@@ -208,5 +226,21 @@ mod tests {
         }
         assert!(!wal.join("archive_status/00000005.history.ready").exists());
         assert!(remove_histories(wal, intent).unwrap().is_empty());
+    }
+
+    #[test]
+    fn numbers_below_a_timeline_that_was_followed_since_are_history() {
+        let directory = tempfile::tempdir().unwrap();
+        let wal = directory.path();
+        let intent = PromotionIntent { timeline: 4, first_placeholder: 3 };
+        for (number, text, expected) in [
+            ("3", "", false),
+            ("4", "its own", false),
+            ("5", "", false),
+            ("A", "1\t0/3000000\treason\n", true),
+        ] {
+            fs::write(wal.join(format!("{number:0>8}.history")), text).unwrap();
+            assert_eq!(is_history(wal, intent).unwrap(), expected, "{number}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
+use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 
 /// Has WAL been removed that this slot should have kept?
 #[cfg(feature = "pg15")]
@@ -43,4 +44,27 @@ pub unsafe fn acquire_slot(name: &CStr) {
         #[cfg(feature = "pg18")]
         pg_sys::ReplicationSlotAcquire(name.as_ptr(), true, true);
     }
+}
+
+unsafe extern "C-unwind" {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    fn BackendIdGetProc(backend: std::ffi::c_int) -> *mut pg_sys::PGPROC;
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    fn ProcNumberGetProc(number: std::ffi::c_int) -> *mut pg_sys::PGPROC;
+}
+
+/// The processes that take part in invalidation now: those with a database, and WAL senders.
+pub fn backends() -> impl Iterator<Item = *mut pg_sys::PGPROC> {
+    // SAFETY: a plain value, the same in all processes.
+    let count = unsafe { pg_sys::MaxBackends };
+    (0..count)
+        // SAFETY: looked up in shared memory under its lock; null for a number that nobody has.
+        .map(|number| unsafe {
+            #[cfg(any(feature = "pg15", feature = "pg16"))]
+            let found = pg_guard_ffi_boundary(|| BackendIdGetProc(number + 1));
+            #[cfg(any(feature = "pg17", feature = "pg18"))]
+            let found = pg_guard_ffi_boundary(|| ProcNumberGetProc(number));
+            found
+        })
+        .filter(|process| !process.is_null())
 }

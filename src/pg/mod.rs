@@ -1,5 +1,6 @@
 //! The fence: safe wrappers over PostgreSQL, and the only place with `unsafe` besides the hooks.
 
+pub mod backends;
 pub mod clock;
 pub mod compat;
 pub mod control;

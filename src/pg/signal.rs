@@ -49,6 +49,12 @@ impl Previous {
         }
     }
 
+    /// Installs this again.
+    pub fn restore(&self, signo: c_int) {
+        // SAFETY: what was installed before is installed again.
+        unsafe { libc::sigaction(signo, &self.0, ptr::null_mut()) };
+    }
+
     /// Calls the handler as if the signal had come to it; does nothing where there is none.
     pub fn call(&self, signo: c_int, info: *mut siginfo_t, context: *mut c_void) {
         let address = self.0.sa_sigaction;
@@ -75,6 +81,12 @@ impl Previous {
 pub fn sender(info: *const siginfo_t) -> i32 {
     // SAFETY: a handler with SA_SIGINFO always gets a valid siginfo.
     if info.is_null() { 0 } else { unsafe { (*info).si_pid() } }
+}
+
+/// Sends this process a signal; it is handled before this returns, unless it is blocked.
+pub fn raise(signo: c_int) {
+    // SAFETY: raise(3) has no preconditions.
+    unsafe { libc::raise(signo) };
 }
 
 fn set_of(signals: &[c_int]) -> sigset_t {

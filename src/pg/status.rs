@@ -11,9 +11,9 @@ pub fn system_identifier() -> u64 {
     unsafe { pg_sys::GetSystemIdentifier() }
 }
 
-/// The server as it is now. `checkpointed` is what the last look said: once true it stays so. `oldest_wal` is for
-/// others to find out: it takes a look at a directory.
-pub fn read(checkpointed: bool, oldest_wal: Lsn) -> ServerStatus {
+/// The server as it is now, but for what others have to find out. `checkpointed` is what the last look said: once
+/// true it stays so.
+pub fn read(checkpointed: bool) -> ServerStatus {
     if recovery::in_progress() {
         // SAFETY: both read shared memory.
         let (consistent, streaming) = unsafe {
@@ -21,14 +21,7 @@ pub fn read(checkpointed: bool, oldest_wal: Lsn) -> ServerStatus {
             let state = (*receiver).walRcvState;
             (pg_sys::HotStandbyActive(), state == pg_sys::WalRcvState::WALRCV_STREAMING)
         };
-        ServerStatus {
-            production: false,
-            consistent,
-            streaming,
-            checkpointed: false,
-            oldest_wal,
-            hint: standby_hint(),
-        }
+        ServerStatus { consistent, streaming, hint: standby_hint(), ..ServerStatus::default() }
     } else {
         let mut timeline = 0;
         // SAFETY: recovery has ended.
@@ -36,10 +29,9 @@ pub fn read(checkpointed: bool, oldest_wal: Lsn) -> ServerStatus {
         ServerStatus {
             production: true,
             consistent: true,
-            streaming: false,
             checkpointed: checkpointed || last_checkpoint_timeline() == Some(timeline),
-            oldest_wal,
             hint: Some(Position { timeline, lsn: Lsn(lsn) }),
+            ..ServerStatus::default()
         }
     }
 }

@@ -1,24 +1,75 @@
 //! The WAL senders from outside.
 
+use biha_core::Lsn;
 use pgrx::pg_sys;
+
+/// One WAL sender, as it was a moment ago.
+#[derive(Clone, Copy, Debug)]
+struct Sender {
+    pid: i32,
+    /// Its standby is one of the synchronous ones, and has caught up.
+    synchronous: bool,
+    /// What its standby has on disk.
+    flushed: u64,
+}
+
+/// Calls `look` for each WAL sender there is.
+fn each(mut look: impl FnMut(Sender)) {
+    // SAFETY: the array has max_wal_senders entries and lives as long as shared memory.
+    let senders = unsafe { (&raw mut (*pg_sys::WalSndCtl).walsnds).cast::<pg_sys::WalSnd>() };
+    // SAFETY: a plain value, the same in all processes.
+    for i in 0..usize::try_from(unsafe { pg_sys::max_wal_senders }).unwrap_or(0) {
+        // SAFETY: an entry of the array; its words are read under its spinlock.
+        let sender = unsafe {
+            let entry = senders.add(i);
+            pg_sys::SpinLockAcquire(&raw mut (*entry).mutex);
+            let caught_up = (*entry).state == pg_sys::WalSndState::WALSNDSTATE_STREAMING;
+            let sender = Sender {
+                pid: (*entry).pid,
+                synchronous: caught_up && (*entry).sync_standby_priority > 0,
+                flushed: (*entry).flush,
+            };
+            pg_sys::SpinLockRelease(&raw mut (*entry).mutex);
+            sender
+        };
+        if sender.pid != 0 {
+            look(sender);
+        }
+    }
+}
 
 /// Asks every WAL sender to end; returns how many there were.
 pub fn terminate_all() -> usize {
-    // SAFETY: the array has max_wal_senders entries and lives as long as shared memory; each entry's pid is
-    // read under its spinlock. kill(2) reaches processes of this server only: a WAL sender clears its pid
-    // before it ends.
-    unsafe {
-        let senders = (&raw mut (*pg_sys::WalSndCtl).walsnds).cast::<pg_sys::WalSnd>();
-        let mut ended = 0;
-        for i in 0..usize::try_from(pg_sys::max_wal_senders).unwrap_or(0) {
-            let sender = senders.add(i);
-            pg_sys::SpinLockAcquire(&raw mut (*sender).mutex);
-            let pid = (*sender).pid;
-            pg_sys::SpinLockRelease(&raw mut (*sender).mutex);
-            if pid != 0 && libc::kill(pid, libc::SIGTERM) == 0 {
-                ended += 1;
-            }
+    let mut ended = 0;
+    each(|sender| {
+        // SAFETY: kill(2); a WAL sender clears its pid before it ends, so this reaches processes of this server.
+        if unsafe { libc::kill(sender.pid, libc::SIGTERM) } == 0 {
+            ended += 1;
         }
-        ended
-    }
+    });
+    ended
+}
+
+/// Process numbers of all WAL senders.
+pub fn pids() -> Vec<i32> {
+    let mut pids = Vec::new();
+    each(|sender| pids.push(sender.pid));
+    pids
+}
+
+/// How many synchronous standbys have flushed the WAL up to here. Allocates nothing and raises no ERROR.
+pub fn synchronous_at(end: Lsn) -> u32 {
+    let mut count = 0;
+    each(|sender| count += u32::from(sender.synchronous && sender.flushed >= end.0));
+    count
+}
+
+/// What `count` synchronous standbys have flushed; 0 if there are fewer. Each counts once: a member streams through
+/// its own slot, which has one sender.
+pub fn flushed_by(count: u32) -> Lsn {
+    let mut flushed = Vec::new();
+    each(|sender| flushed.extend(sender.synchronous.then_some(sender.flushed)));
+    flushed.sort_unstable_by(|a, b| b.cmp(a));
+    let enough = (count as usize).checked_sub(1).and_then(|index| flushed.get(index));
+    Lsn(enough.copied().unwrap_or(0))
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use biha_core::Millis;
+use biha_core::{Lsn, Millis};
 use pgrx::pg_sys;
 
 unsafe extern "C-unwind" {
@@ -28,6 +28,41 @@ pub fn wrote() -> bool {
     unsafe {
         pg_sys::XactLastRecEnd != 0 && pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
     }
+}
+
+/// Does a commit of this transaction wait until a synchronous standby has it on disk?
+pub fn commits_synchronously() -> bool {
+    // SAFETY: a plain value of this process.
+    unsafe { pg_sys::synchronous_commit >= pg_sys::SyncCommitLevel::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32 }
+}
+
+/// Has the commit of this transaction do so, as `SET LOCAL synchronous_commit = on` would.
+pub fn commit_synchronously() {
+    // SAFETY: in a transaction; its end takes the value back.
+    unsafe {
+        pg_sys::set_config_option(
+            c"synchronous_commit".as_ptr(),
+            c"on".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+/// End of the commit record of the transaction that is ending.
+pub fn commit_end() -> Lsn {
+    // SAFETY: a plain value of this process.
+    Lsn(unsafe { pg_sys::XactLastCommitEnd })
+}
+
+/// What is on this server's own disk. A prepared transaction's record is, when its events come.
+pub fn flushed() -> Lsn {
+    // SAFETY: reads shared memory; transactions are written only when recovery has ended.
+    Lsn(unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) })
 }
 
 /// Is the postmaster alive? A read of memory, and a system call only in doubt.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use biha_core::{Command, CommandError, Setting};
+use biha_core::{Command, CommandError, Lossless, Setting};
 use pgrx::prelude::*;
 
 use super::{error_with_hint, natural, node_id, status_or_error};
@@ -86,8 +86,13 @@ fn reset_node_error() -> bool {
 
 fn set(settings: Vec<Setting>) -> bool {
     let done = carry_out(&Command::Set(settings));
-    if status_or_error().config.two_leaders_possible() {
+    let config = status_or_error().config;
+    if config.two_leaders_possible() {
         warning!("nquorum is not above half of the voters: two leaders are possible at the same time");
+    } else if let (false, why) = config.lossless()
+        && config.guards_commits()
+    {
+        warning!("acknowledged commits can be lost: {why}");
     }
     done
 }
@@ -125,6 +130,14 @@ fn set_minnodes(minnodes: i32) -> bool {
 #[pg_extern(volatile, parallel_unsafe)]
 fn set_nquorum_and_minnodes(nquorum: i32, minnodes: i32) -> bool {
     set(vec![Setting::Nquorum(count("nquorum", nquorum)), Setting::Minnodes(count("minnodes", minnodes))])
+}
+
+#[pg_extern(volatile, parallel_unsafe)]
+fn set_lossless(mode: &str) -> bool {
+    let mode: Lossless = mode.parse().unwrap_or_else(|text: String| {
+        error_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, &text, "")
+    });
+    set(vec![Setting::Lossless(mode)])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

@@ -18,6 +18,21 @@ fn port(name: &str, value: i32) -> u16 {
     }
 }
 
+/// Longer names are not resolved, and would not fit where this is kept.
+const LONGEST_HOST: usize = 255;
+
+/// A name or an address, as DNS and libpq take it: not a list of them, not a directory with a socket.
+fn host(value: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-:[]%".contains(c);
+    if value.is_empty() || value.len() > LONGEST_HOST || !value.chars().all(fits) {
+        invalid(
+            format!("host must be a name or an address of 1 to {LONGEST_HOST} characters"),
+            "Write a name of another alphabet in its ASCII form.",
+        );
+    }
+    value.to_owned()
+}
+
 #[pg_extern(volatile, parallel_unsafe)]
 fn add_node(id: i32, host: &str, port: i32, biha_port: i32, mode: default!(&str, "'regular'")) -> bool {
     let mode = match mode {
@@ -33,7 +48,7 @@ fn add_node(id: i32, host: &str, port: i32, biha_port: i32, mode: default!(&str,
         ),
     };
     let member = Member {
-        host: host.to_owned(),
+        host: self::host(host),
         port: self::port("port", port),
         biha_port: self::port("biha_port", biha_port),
         mode,

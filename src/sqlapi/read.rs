@@ -1,14 +1,15 @@
 //! Functions that read.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
-use biha_core::{Mode, NodeId, NodeState};
+use biha_core::{ClusterConfig, Mode, NodeId, NodeState};
 use biha_io::History;
 use pgrx::datum::Interval;
 use pgrx::prelude::*;
 
 use super::{error_with_hint, status_or_error};
-use crate::paths;
+use crate::{board, paths};
 
 fn sql_id(id: NodeId) -> i32 {
     i32::try_from(id.0).unwrap_or(i32::MAX)
@@ -91,12 +92,13 @@ fn config() -> TableIterator<
         name!(joining, bool),
         name!(lossless, bool),
         name!(lossless_why, String),
+        name!(lossless_mode, String),
     ),
 > {
     let config = status_or_error().config;
     let int = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
     let (nquorum, minnodes) = (config.nquorum() as i32, config.minnodes() as i32);
-    let (lossless, why) = config.lossless();
+    let (lossless, why) = lossless(&config);
     let settings = config.settings.clone();
     let rows: Vec<_> = config
         .members
@@ -121,10 +123,26 @@ fn config() -> TableIterator<
                 m.joining,
                 lossless,
                 why.clone(),
+                settings.lossless.name().to_owned(),
             )
         })
         .collect();
     TableIterator::new(rows)
+}
+
+/// Is every acknowledged commit safe, and why (not)?
+fn lossless(config: &ClusterConfig) -> (bool, String) {
+    let (lossless, why) = config.lossless();
+    match board::gate().lowered_commits.load(Ordering::Relaxed) {
+        0 => (lossless, why),
+        _ if !lossless || !config.guards_commits() => (lossless, why),
+        count => (
+            false,
+            format!(
+                "{why}; but {count} commits since this server started asked for less (synchronous_commit)"
+            ),
+        ),
+    }
 }
 
 /// The name users write for a mode.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Member, NodeId};
+use crate::{Lossless, Member, NodeId};
 
 /// Number of a request at the node where it was given; unique within the node's incarnation.
 pub type RequestId = u64;
@@ -41,6 +41,8 @@ pub enum Setting {
     SyncStandbys(u32),
     /// See [`crate::Settings::sync_standbys_min`].
     SyncStandbysMin(i32),
+    /// See [`crate::Settings::lossless`].
+    Lossless(Lossless),
 }
 
 /// One change of a member.

@@ -67,6 +67,40 @@ impl Member {
     }
 }
 
+/// What biha does so that no acknowledged commit is lost, where synchronous replication makes that possible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Lossless {
+    /// Nothing beyond PostgreSQL's own synchronous replication.
+    Off,
+    /// A synchronous commit is acknowledged only when the standbys have it, whoever cancels its wait; sessions may
+    /// still ask for less.
+    #[default]
+    Warn,
+    /// And every commit is synchronous, and a setting that would let one be lost is refused.
+    Require,
+}
+
+impl Lossless {
+    /// The name users write.
+    pub fn name(self) -> &'static str {
+        match self {
+            Lossless::Off => "off",
+            Lossless::Warn => "warn",
+            Lossless::Require => "require",
+        }
+    }
+}
+
+impl std::str::FromStr for Lossless {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Lossless::Off, Lossless::Warn, Lossless::Require];
+        let found = all.into_iter().find(|lossless| lossless.name() == text);
+        found.ok_or_else(|| format!("lossless must be off, warn or require, not \"{text}\""))
+    }
+}
+
 /// Settings that are the same on every node. Times in ms.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
@@ -84,6 +118,8 @@ pub struct Settings {
     pub sync_standbys: u32,
     /// Lowest k in relaxed mode; -1 is strict.
     pub sync_standbys_min: i32,
+    /// How strictly synchronous commits are guarded.
+    pub lossless: Lossless,
 }
 
 impl Default for Settings {
@@ -96,6 +132,7 @@ impl Default for Settings {
             no_wal_on_follower: 20_000,
             sync_standbys: 0,
             sync_standbys_min: -1,
+            lossless: Lossless::default(),
         }
     }
 }
@@ -171,6 +208,26 @@ impl ClusterConfig {
             true => (true, format!("every quorum holds every commit: {sum}")),
             false => (false, format!("a quorum can lack a commit: {sum}")),
         }
+    }
+
+    /// Voters that receive WAL: each may be one of the synchronous standbys.
+    pub fn wal_voters(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.members.iter().filter(|(_, m)| m.is_wal_voter()).map(|(id, _)| *id)
+    }
+
+    /// Must commits wait for standbys, and does biha see to it? Not while a cluster that is being made has fewer
+    /// than it asks for: its leader could never take in the others.
+    pub fn guards_commits(&self) -> bool {
+        let k = self.settings.sync_standbys as usize;
+        k > 0 && self.settings.lossless != Lossless::Off && self.wal_voters().count() > k
+    }
+
+    /// Can a quorum of the configuration `new` lack what was acknowledged under this one? Then the change from one
+    /// to the other could lose it. A removed voter may have been one of the few that had it.
+    pub fn may_lose_by(&self, new: &ClusterConfig) -> bool {
+        let removed = self.wal_voters().filter(|id| !new.is_voter(*id)).count();
+        let holders = (self.settings.sync_standbys as usize + 1).saturating_sub(removed);
+        holders + new.nquorum() <= new.voters().count()
     }
 
     /// Is this node a member that votes?

@@ -55,6 +55,9 @@ pub struct ServerStatus {
     pub checkpointed: bool,
     /// In production: start of the oldest WAL that is still there; 0 if not known.
     pub oldest_wal: Lsn,
+    /// In production: as many standbys as `sync_standbys` says have flushed the WAL up to here; 0 if there are
+    /// fewer.
+    pub synced: Lsn,
     /// End of WAL as far as known without stopping anything; good for showing and ranking only.
     pub hint: Option<Position>,
 }

@@ -19,6 +19,8 @@ scenarios! {
     a_candidate_gives_way_to_a_vote_request
     a_candidate_picks_a_term_above_its_own_history_files
     a_candidate_votes_for_itself_by_the_same_rules
+    a_change_is_done_when_the_standbys_have_what_came_before
+    a_change_that_could_lose_a_commit_is_refused
     a_change_without_a_quorum_has_an_unknown_outcome
     a_clean_stop_elects_when_the_stream_has_ended
     a_cluster_killed_at_once_comes_back_with_everything
@@ -36,6 +38,7 @@ scenarios! {
     a_leader_that_hears_a_higher_term_restarts_as_a_standby
     a_lost_connection_drops_the_voter_from_the_lease
     a_new_leader_republishes_the_configuration
+    a_new_voter_counts_as_synchronous_when_its_admission_is_settled
     a_newer_incarnation_is_proof_of_death
     a_node_removed_while_it_was_away_is_told_when_it_is_back
     a_number_taken_by_hand_is_never_taken_for_the_elected_one
@@ -63,8 +66,10 @@ scenarios! {
     a_stranger_changes_nothing
     a_switchover_goes_to_its_target
     a_switchover_is_asked_for_at_a_follower
+    a_switchover_of_two_nodes_goes_to_its_target
     a_switchover_survives_the_loss_of_its_announcement
     a_switchover_whose_target_does_not_answer_is_cancelled
+    a_synchronous_leader_opens_when_its_first_record_is_replicated
     a_term_that_is_too_low_is_named_and_asked_again
     a_timeline_opened_by_two_is_an_error
     a_vote_is_given_once_a_term
@@ -75,6 +80,7 @@ scenarios! {
     after_its_last_word_a_node_says_nothing
     among_equals_the_priority_decides
     an_acknowledgement_to_a_former_life_counts_nothing
+    an_asynchronous_leader_does_not_wait_for_standbys
     an_explicit_nquorum_must_fit_the_voters
     an_older_configuration_is_refused_and_mended
     an_older_incarnation_is_not_heard
@@ -91,6 +97,7 @@ scenarios! {
     one_change_at_a_time
     parted_again_after_a_rewind_is_an_error
     proof_of_death_is_void_when_the_leader_is_heard_again
+    removing_a_voter_that_may_hold_a_commit_alone_is_refused
     set_leader_refuses_what_makes_no_sense
     the_best_position_stands_first_and_wins
     the_end_of_the_lease_shuts_the_gate

@@ -3,45 +3,13 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
-use std::sync::Arc;
-use std::time::Duration;
+use std::io::Write;
+use std::net::TcpStream;
 
 use biha_core::wire;
 use biha_core::*;
 use biha_io::*;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::*;
-
-/// A node that knows one peer that is not there, and lets nobody wait long.
-fn lone(tls: Option<TlsConfig>) -> Cluster {
-    let limits = Limits { handshake_timeout: 200, ..Limits::default() };
-    Cluster::of([Peer::new(NetworkConfig { limits, ..config(1, tls) })])
-}
-
-fn raw(cluster: &mut Cluster) -> TcpStream {
-    let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, cluster.node(1).net.local_port())).unwrap();
-    socket.set_nonblocking(true).unwrap();
-    socket
-}
-
-/// Has the node ended this connection?
-fn ended(mut socket: &TcpStream) -> bool {
-    let mut buffer = [0; 1024];
-    loop {
-        match socket.read(&mut buffer) {
-            Ok(0) => return true,
-            Ok(_) => {}
-            Err(e) => return e.kind() != std::io::ErrorKind::WouldBlock,
-        }
-    }
-}
-
-fn frame(from: u32, to: u32, incarnation: u64, message: Message) -> Vec<u8> {
-    wire::encode(&envelope(from, to, incarnation, message)).unwrap()
-}
 
 /// What the node says about a connection on which these bytes come.
 fn rejection_of(bytes: &[u8]) -> String {
@@ -207,49 +175,17 @@ fn a_newer_incarnation_ends_the_older_one_first_and_an_older_one_is_refused() {
     assert!(!ended(&new));
 }
 
-/// A blocking TLS client with the certificate of node 2 that says it is `claims`.
-fn claim(authority: &Authority, port: u16, claims: u32) -> std::thread::JoinHandle<std::io::Result<usize>> {
-    let (certificate, key) = authority.issue(&certificate_name(CLUSTER, NodeId(2)));
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let client = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(
-            vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
-            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
-        )
-        .unwrap();
-    let name = certificate_name(CLUSTER, NodeId(1)).try_into().unwrap();
-    let mut tls = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
-    std::thread::Builder::new()
-        .spawn(move || {
-            let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-            let mut stream = rustls::Stream::new(&mut tls, &mut socket);
-            stream.write_all(&frame(claims, 1, 1, hello()))?;
-            let mut welcome = [0; wire::HEADER_SIZE];
-            stream.read_exact(&mut welcome)?;
-            // Until the node ends it, or says nothing for a while.
-            stream.sock.set_read_timeout(Some(Duration::from_millis(300)))?;
-            stream.read_to_end(&mut Vec::new())
-        })
-        .unwrap()
-}
-
 #[test]
 fn the_certificate_must_be_that_of_the_node_that_speaks() {
     let authority = Authority::new();
     let mut cluster = lone(Some(authority.tls(1)));
     let port = cluster.node(1).net.local_port();
-    let impostor = claim(&authority, port, 3);
+    let impostor = claim(&authority, &authority, &certificate_name(CLUSTER, NodeId(2)), port, 3);
     cluster.wait("refused", |_| impostor.is_finished());
     assert_eq!(cluster.node(1).rejections(), ["it is not node 3"]);
     assert!(!cluster.node(1).greeted(3));
 
-    let honest = claim(&authority, port, 2);
+    let honest = claim(&authority, &authority, &certificate_name(CLUSTER, NodeId(2)), port, 2);
     cluster.wait("let in", |nodes| nodes[&1].greeted(2));
     cluster.wait("stays", |_| honest.is_finished());
     assert_eq!(cluster.node(1).rejections().len(), 1);

@@ -9,6 +9,7 @@ use crate::message::{Message, NodeState};
 use crate::step::Output;
 use crate::{Millis, NodeId, Term};
 
+use super::sync::Barrier;
 use super::{Node, Role, invalid};
 
 /// How long a request waits for its outcome, in ms.
@@ -33,12 +34,18 @@ pub(super) struct Origin {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     version: ConfigVersion,
-    old: ClusterConfig,
+    pub old: ClusterConfig,
     origin: Option<Origin>,
     deadline: Millis,
+    pub barrier: Barrier,
 }
 
 impl Change {
+    /// A quorum has it on disk. Another change may then follow, as this one may wait for standbys that are gone.
+    fn is_on_quorum(&self) -> bool {
+        matches!(self.barrier, Barrier::Until(_))
+    }
+
     /// The configuration before it, where its quorum counts until this change is settled. Not for a change of one
     /// member: quorums before and after share a voter then (Ongaro 2014, §4.1), and a dead one must be
     /// removable.
@@ -178,7 +185,8 @@ impl Node {
             Command::Set(settings) => self.with_settings(&settings),
             Command::SetMember(id, setting) => self.with_member(id, setting),
         };
-        match made {
+        let checked = made.and_then(|config| self.check_lossless(&config).map(|()| config));
+        match checked {
             Err(error) => self.finish(origin, Err(error)),
             Ok(config) if config == self.config => self.finish(origin, Ok(())),
             Ok(_) if self.busy() => self.finish(origin, Err(CommandError::Busy)),
@@ -192,7 +200,10 @@ impl Node {
 
     fn busy(&self) -> bool {
         match &self.role {
-            Role::Leader(leader) => leader.change.is_some() || leader.handing_over.is_some(),
+            Role::Leader(leader) => {
+                let unknown = leader.change.as_ref().is_some_and(|change| !change.is_on_quorum());
+                unknown || leader.handing_over.is_some()
+            }
             _ => true,
         }
     }
@@ -228,6 +239,7 @@ impl Node {
         config.members.insert(id, Member { joining: true, ..member.clone() });
         admitted.members.insert(id, Member { joining: false, ..member });
         self.check_majority(&admitted)?;
+        self.check_lossless(&admitted)?;
         Ok(config)
     }
 
@@ -294,6 +306,7 @@ impl Node {
                 Setting::NoWalOnFollower(ms) => settings.no_wal_on_follower = ms,
                 Setting::SyncStandbys(count) => settings.sync_standbys = count,
                 Setting::SyncStandbysMin(count) => settings.sync_standbys_min = count,
+                Setting::Lossless(lossless) => settings.lossless = lossless,
             }
         }
         check_times(&config.settings)?;
@@ -317,11 +330,18 @@ impl Node {
         let deadline = self.now + CHANGE_TIMEOUT;
         let promise = config.settings.election_timeout();
         let smaller = promise < old.settings.election_timeout();
+        let mut former = None;
         if let Role::Leader(leader) = &mut self.role {
             if smaller {
                 leader.shorten(promise);
             }
-            leader.change = Some(Change { version: config.version, old, origin, deadline });
+            former = leader.change.take();
+            let old = former.as_ref().map_or(old, |former| former.old.clone());
+            leader.change =
+                Some(Change { version: config.version, old, origin, deadline, barrier: Barrier::New });
+        }
+        if let Some(origin) = former.and_then(|former| former.origin) {
+            self.finish(origin, Err(CommandError::Unknown));
         }
         self.renew();
         for to in self.others().into_iter().chain(removed) {
@@ -342,7 +362,8 @@ impl Node {
                 .count();
             count >= config.nquorum()
         };
-        if !have(&self.config) || !change.old_quorum(&self.config).is_none_or(have) {
+        let known = have(&self.config) && change.old_quorum(&self.config).is_none_or(have);
+        if !known || !self.change_is_flushed() {
             return;
         }
         let Role::Leader(leader) = &mut self.role else { return };
@@ -390,7 +411,9 @@ impl Node {
 
     /// Makes a joining member that has caught up a voter.
     pub(super) fn admit(&mut self, id: NodeId) {
-        let Some(member) = self.config.members.get(&id).filter(|m| m.joining) else { return };
+        if !self.config.members.get(&id).is_some_and(|m| m.joining) {
+            return;
+        }
         let own = self.position();
         let Role::Leader(leader) = &self.role else { return };
         if self.busy() || !leader.is_open() {
@@ -401,11 +424,13 @@ impl Node {
             (Some(own), Some(its)) => own.timeline == its.timeline && its.lsn.0 + CAUGHT_UP >= own.lsn.0,
             _ => false,
         };
-        if member.mode == Mode::Referee || streams && near {
-            let mut config = self.config.clone();
-            if let Some(member) = config.members.get_mut(&id) {
-                member.joining = false;
-            }
+        let mut config = self.config.clone();
+        if let Some(member) = config.members.get_mut(&id) {
+            member.joining = false;
+        }
+        let caught_up =
+            matches!(config.members.get(&id), Some(m) if m.mode == Mode::Referee) || streams && near;
+        if caught_up && self.check_lossless(&config).is_ok() {
             self.note(
                 EventKind::Config,
                 &format!("node {id} has caught up and votes from now on"),

@@ -110,15 +110,23 @@ impl Node {
     }
 
     /// Does this node's own candidacy come before the asker's? Only for one election timeout, and not while it
-    /// waits for nodes that may never come: whoever cannot win must not keep others from it.
+    /// waits for nodes that may never come: whoever cannot win must not keep others from it. Where the old leader's
+    /// vote is needed after a hand-over, the one it chose waits until that has been restarted.
     pub(super) fn outranks(&self, asker: NodeId, request: &VoteRequest) -> bool {
         let Role::Candidate(candidate) = &self.role else { return false };
         let (_, answered) = self.voters_who_answered();
         let waits = candidate.cause == Cause::Startup && answered < self.config.voters().count();
-        let patience = if waits { self.election_wait() } else { self.timeout() };
-        self.now < candidate.since + patience
-            && request.handover.is_none()
-            && self.place(self.hard.node, self.position()) < self.place(asker, Some(request.position))
+        let chosen = matches!(candidate.cause, Cause::Handover(_));
+        let patience = match (waits, chosen) {
+            (true, _) => self.election_wait(),
+            (false, true) => 2 * self.timeout(),
+            (false, false) => self.timeout(),
+        };
+        let first = match chosen {
+            true => self.position() >= Some(request.position),
+            false => self.place(self.hard.node, self.position()) < self.place(asker, Some(request.position)),
+        };
+        self.now < candidate.since + patience && request.handover.is_none() && first
     }
 
     pub(super) fn stand_at(&mut self, stand: Stand) {

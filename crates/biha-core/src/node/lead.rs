@@ -12,6 +12,7 @@ use crate::{Millis, NodeId, Position, Term, Timeline};
 use super::change::Change;
 use super::elect::{Cause, Stand};
 use super::handover::HandingOver;
+use super::sync::Inherited;
 use super::{Node, Role, prune};
 
 /// Heartbeat rounds whose acknowledgements are still of use.
@@ -40,6 +41,7 @@ pub(super) struct Leader {
     pub handover: Handover,
     pub handing_over: Option<HandingOver>,
     pub change: Option<Change>,
+    pub inherited: Inherited,
     cause: Cause,
     lost: Millis,
     since: Millis,
@@ -167,6 +169,7 @@ impl Node {
             handover: Handover::default(),
             handing_over: None,
             change: None,
+            inherited: Inherited::default(),
             cause,
             lost,
             since: now,
@@ -183,6 +186,7 @@ impl Node {
         }
         self.renew();
         self.handover_on_time();
+        self.change_acknowledged();
         self.change_on_time();
     }
 
@@ -274,12 +278,14 @@ impl Node {
     /// Recomputes the lease and sets the gate's word.
     pub(super) fn renew(&mut self) {
         let (now, me) = (self.now, self.hard.node);
+        let safe = self.inherited_is_safe();
         let config = &self.config;
         let Role::Leader(leader) = &self.role else { return };
         let lease = leader.lease(config, me, now);
         let alive = leader.alive(config, now) >= config.minnodes();
         let promoted = !leader.history.is_empty() && self.server.production;
-        let open = promoted && alive && lease > now && leader.keeps_office() && !self.stopping;
+        let able = promoted && safe && leader.keeps_office() && !self.stopping;
+        let open = able && alive && lease > now;
         let until = if open { lease } else { 0 };
         if until == leader.open_until {
             return;
@@ -319,6 +325,7 @@ impl Node {
     fn opened(&mut self) {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
+        leader.inherited = Inherited::Safe;
         if leader.served {
             self.note(EventKind::Unfenced, "a quorum answers again", Vec::new());
         } else {
@@ -381,9 +388,11 @@ impl Node {
         leader.history = history;
         let term = leader.term;
         let last: Option<(Timeline, crate::Lsn)> = leader.history.last().map(|e| (e.timeline, e.fork));
-        // The server left recovery; the next status will say so too.
-        self.server.production = true;
-        self.server.hint = last.map(|(timeline, lsn)| Position { timeline, lsn });
+        // The server has left recovery; the next status says so too, if the last one did not.
+        if !self.server.production {
+            self.server.production = true;
+            self.server.hint = last.map(|(timeline, lsn)| Position { timeline, lsn });
+        }
         self.renew();
         self.hard.promotion = None;
         self.know_timeline(term.0);

@@ -21,6 +21,7 @@ mod follow;
 mod handover;
 mod lead;
 mod peers;
+mod sync;
 mod view;
 mod vote;
 
@@ -191,9 +192,13 @@ impl Node {
         node.next_order = (node.hard.incarnation.0 << 32) + 1;
         node.hard.promotion = None;
         node.gate(0);
+        let failed = rewound.as_ref().and_then(|result| result.as_ref().err()).cloned();
         node.take_rewind_result(rewound);
         node.persist();
         node.note(EventKind::Started, "the controller started", Vec::new());
+        if let Some(text) = failed {
+            node.note(EventKind::NodeError, &format!("the rewind failed: {text}"), Vec::new());
+        }
         node.stand_if_leaderless();
         let outputs = std::mem::take(&mut node.outputs);
         (node, outputs)
@@ -206,6 +211,7 @@ impl Node {
         if self.stopping {
             return Vec::new();
         }
+        self.begin_step();
         match input {
             Input::Tick => {}
             Input::Message(envelope) => self.on_message(envelope),
@@ -269,7 +275,7 @@ impl Node {
         };
         let requests = self.waiting.iter().map(|w| w.deadline).min().unwrap_or(Millis::MAX);
         let order = if self.no_order_before > self.now { self.no_order_before } else { Millis::MAX };
-        role.min(requests).min(order).max(self.now + 1)
+        role.min(requests).min(order).min(self.sync_deadline()).max(self.now + 1)
     }
 
     fn on_server(&mut self, status: ServerStatus) {

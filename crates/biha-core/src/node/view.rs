@@ -36,6 +36,8 @@ pub struct View {
     pub worth_waiting: bool,
     /// All members, itself included.
     pub members: Vec<MemberView>,
+    /// The members whose flush a synchronous commit may count.
+    pub synchronous: Vec<NodeId>,
 }
 
 impl Node {
@@ -74,7 +76,8 @@ impl Node {
             Role::Leader(leader) => leader.is_worth_waiting_for(self.now, self.timeout()),
             _ => false,
         };
-        View { term: self.hard.term, leader, state: self.state(), worth_waiting, members }
+        let (term, state, synchronous) = (self.hard.term, self.state(), self.synchronous());
+        View { term, leader, state, worth_waiting, members, synchronous }
     }
 
     fn member_view(&self, id: NodeId) -> MemberView {

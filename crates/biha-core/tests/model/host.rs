@@ -1,5 +1,7 @@
 //! A host of the model: disk, controller, server and the gate's word.
 
+use std::collections::BTreeMap;
+
 use biha_core::*;
 
 use super::wal::Log;
@@ -25,10 +27,10 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Waiting {
     pub number: u64,
-    /// Records up to its own.
-    pub at: usize,
-    /// Standbys that have flushed it, a bit each.
-    pub flushed: u8,
+    /// End of its record.
+    pub end: Lsn,
+    /// The timeline it is on: the term of the leader that took it.
+    pub timeline: Timeline,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -40,9 +42,18 @@ pub struct Server {
     pub streaming: bool,
     pub no_walsenders: bool,
     pub waiting: Vec<Waiting>,
+    /// How far standbys have flushed what they received from here.
+    pub flushed: BTreeMap<NodeId, Lsn>,
 }
 
 impl Server {
+    /// So many of these standbys have flushed the WAL up to here.
+    pub fn synced(&self, standbys: &[NodeId], count: usize) -> Lsn {
+        let mut ends: Vec<Lsn> = standbys.iter().filter_map(|id| self.flushed.get(id).copied()).collect();
+        ends.sort_unstable_by(|a, b| b.cmp(a));
+        count.checked_sub(1).map_or(Lsn(u64::MAX), |at| ends.get(at).copied().unwrap_or_default())
+    }
+
     pub fn status(&self) -> ServerStatus {
         let up = self.mode != Mode::Down;
         ServerStatus {
@@ -73,8 +84,11 @@ pub struct Host {
     /// What the agent is doing; and until when, where it merely waits.
     pub order: Option<(OrderId, Order, Millis)>,
     pub told: ServerStatus,
-    /// The disk as it was at the model's beginning, where a scenario puts it back.
+    /// The state files as they were at the beginning.
     pub copy: Option<Box<Disk>>,
+    /// What a mutation remembers: the gate's word, or the hand-over, of before.
+    pub word_before: Millis,
+    pub handover_before: Option<Handover>,
 }
 
 impl Host {
@@ -89,11 +103,23 @@ impl Host {
             order: None,
             told: ServerStatus::default(),
             copy: None,
+            word_before: 0,
+            handover_before: None,
         }
     }
 
     pub fn term(&self) -> Term {
         self.disk.hard.term
+    }
+
+    /// How far enough synchronous standbys have flushed, by the configuration that the node uses.
+    pub fn synced(&self) -> Lsn {
+        let Some(node) = &self.node else { return Lsn(0) };
+        if self.server.mode != Mode::Production || self.server.flushed.is_empty() {
+            return Lsn(0);
+        }
+        let count = node.config().settings.sync_standbys as usize;
+        self.server.synced(&node.view().synchronous, count)
     }
 
     pub fn state(&self) -> NodeState {

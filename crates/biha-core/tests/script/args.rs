@@ -129,6 +129,7 @@ pub fn settings(args: &mut Args) -> Parsed<Settings> {
         no_wal_on_follower: args.key_or("no_wal", usual.no_wal_on_follower)?,
         sync_standbys: args.key_or("sync", usual.sync_standbys)?,
         sync_standbys_min: usual.sync_standbys_min,
+        lossless: args.key_or("lossless", usual.lossless)?,
     })
 }
 
@@ -174,6 +175,8 @@ pub fn user(args: &mut Args) -> Parsed<biha_core::Command> {
         "set_nquorum" => Set(vec![Setting::Nquorum(args.number().ok())]),
         "set_minnodes" => Set(vec![Setting::Minnodes(args.number().ok())]),
         "set_period" => Set(vec![Setting::HeartbeatSendPeriod(args.number()?)]),
+        "set_sync_standbys" => Set(vec![Setting::SyncStandbys(args.number()?)]),
+        "set_lossless" => Set(vec![Setting::Lossless(args.word()?.parse()?)]),
         "set_max_lost" => Set(vec![Setting::HeartbeatMaxLost(args.number()?)]),
         other => return Err(format!("no command {other}").into()),
     })

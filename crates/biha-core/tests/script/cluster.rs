@@ -27,7 +27,6 @@ impl Scene {
         args.end()?;
         let mut cluster = Cluster::new(seed);
         cluster.checks.two_leaders = config.two_leaders_possible();
-        cluster.sync = config.settings.sync_standbys as usize;
         for id in config.members.keys() {
             cluster.add_host(*id, config.clone(), options);
         }

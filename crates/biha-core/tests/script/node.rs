@@ -72,6 +72,11 @@ impl Scene {
                 let leader = view.leader.map_or("-".to_owned(), |id| format!("n{id}"));
                 return Ok(format!("{} term {} leader {leader}", view.state.name(), view.term));
             }
+            "synchronous" => {
+                let names: Vec<String> =
+                    self.node.view().synchronous.iter().map(|id| format!("n{id}")).collect();
+                return Ok(names.join(" "));
+            }
             _ => {}
         }
         let input = match name {
@@ -112,12 +117,18 @@ impl Scene {
         answer += &self.give(stopped);
         let term = Term(at.timeline.max(self.node.hard().term.0) + 1);
         let yes = VoteReply { term, refusal: None, position: Some(at), known: Term(term.0 - 1) };
-        for id in [2, 3] {
-            let from = self.envelope(NodeId(id), self.node.hard().term, Message::PreVoteReply(yes.clone()));
+        // At the start of a cluster every voter's position is waited for.
+        let others: Vec<NodeId> = self.node.config().voters().filter(|id| *id != NodeId(1)).collect();
+        for id in others {
+            let from = self.envelope(id, self.node.hard().term, Message::PreVoteReply(yes.clone()));
             answer += &self.give(Input::Message(from));
         }
-        let from = self.envelope(NodeId(2), term, Message::VoteReply(yes));
-        answer += &self.give(Input::Message(from));
+        let quorum: Vec<NodeId> =
+            (2..).map(NodeId).take(self.node.config().nquorum().saturating_sub(1)).collect();
+        for id in &quorum {
+            let from = self.envelope(*id, term, Message::VoteReply(yes.clone()));
+            answer += &self.give(Input::Message(from));
+        }
         let ack = HeartbeatAck {
             seq: 1,
             leader_incarnation: self.node.hard().incarnation,
@@ -127,8 +138,10 @@ impl Scene {
             position: Some(at),
             streaming: true,
         };
-        let from = self.envelope(NodeId(2), term, Message::HeartbeatAck(ack));
-        answer += &self.give(Input::Message(from));
+        for id in &quorum {
+            let from = self.envelope(*id, term, Message::HeartbeatAck(ack.clone()));
+            answer += &self.give(Input::Message(from));
+        }
         let history = vec![
             HistoryEntry { timeline: at.timeline, fork: Lsn(0) },
             HistoryEntry { timeline: term.0, fork: at.lsn },
@@ -249,6 +262,7 @@ fn server(args: &mut Args) -> Parsed<Input> {
         streaming: args.flag("streaming"),
         checkpointed: args.flag("checkpointed"),
         oldest_wal: Lsn(args.key_or("oldest", 0)?),
+        synced: Lsn(args.key_or("synced", 0)?),
         hint: args.position("at")?,
     }))
 }

@@ -1,10 +1,46 @@
-//! What must hold at every moment of every run.
+//! What must hold at every moment of every run (S1 to S6: the design's properties).
 
 use std::collections::BTreeMap;
 
 use biha_core::*;
 
+use super::server::Waiting;
+use super::wal::Kind;
 use super::{Cluster, ServerMode};
+
+/// What can be broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// At most one leader in a term (Ongaro 2014, §3.2 "Election Safety").
+    S1,
+    /// At most one open gate at any instant of the true time.
+    S2,
+    /// Where lossless: every acknowledged commit is in the WAL of every leader of a later term ("Leader
+    /// Completeness").
+    S3,
+    /// No timeline number twice.
+    S4,
+    /// A vote or a term, once told, survives a crash; no second vote in a term.
+    S5,
+    /// An acknowledged change of the configuration is in every later leader's.
+    S6,
+    /// Nothing is said that is not on disk or not true.
+    Word,
+    /// No order that must not be given.
+    Order,
+    /// Who streams has a prefix of what its source has ("Log Matching").
+    Stream,
+    /// No node gives up for a reason that no fault explains.
+    Node,
+}
+
+/// An acknowledged commit.
+#[derive(Clone, Copy, Debug)]
+struct Acknowledged {
+    number: u64,
+    at: usize,
+    term: Term,
+}
 
 /// What is known so far, and what was broken.
 #[derive(Debug, Default)]
@@ -13,15 +49,24 @@ pub struct Checks {
     leaders: BTreeMap<Term, (NodeId, u64)>,
     /// S4: who opened each timeline.
     timelines: BTreeMap<Timeline, NodeId>,
-    /// S5: votes told, by voter and term.
-    votes: BTreeMap<(NodeId, Term), NodeId>,
-    /// S3: commits acknowledged by enough synchronous standbys.
-    pub acknowledged: Vec<u64>,
+    /// S5: votes told, by voter, its memory and term.
+    votes: BTreeMap<(NodeId, u64, Term), NodeId>,
+    acknowledged: Vec<Acknowledged>,
+    /// S6: which configuration each was made of; those that users were told of.
+    pub(super) made_of: BTreeMap<ConfigVersion, ConfigVersion>,
+    pub(super) settled: Vec<ConfigVersion>,
+    /// Requests for changes of it, and whether they were given at the leader itself.
+    pub(super) asked: BTreeMap<RequestId, bool>,
     /// Is every acknowledged commit to be in every later leader's WAL?
     pub lossless: bool,
     /// Two leaders are possible by configuration: S1 and S2 do not hold.
     pub two_leaders: bool,
+    /// A gate may have opened since they were looked at.
+    pub gates_changed: bool,
+    /// What is broken on purpose: counted only.
+    pub expected: Vec<Rule>,
     pub violations: Vec<String>,
+    pub broken: BTreeMap<Rule, u64>,
 }
 
 impl Checks {
@@ -30,15 +75,35 @@ impl Checks {
         self.leaders.len() as u64
     }
 
-    pub fn violation(&mut self, text: String) {
-        if self.violations.len() < 10 {
-            self.violations.push(text);
+    /// Terms in which somebody asked for votes and nobody was elected; and those of them where several asked.
+    pub fn lost_elections(&self) -> (u64, u64) {
+        let mut asked: BTreeMap<Term, u64> = BTreeMap::new();
+        for ((voter, _, term), choice) in &self.votes {
+            if voter == choice && !self.leaders.contains_key(term) {
+                *asked.entry(*term).or_default() += 1;
+            }
         }
+        (asked.len() as u64, asked.values().filter(|count| **count > 1).count() as u64)
+    }
+
+    pub fn commits(&self) -> u64 {
+        self.acknowledged.len() as u64
+    }
+
+    pub fn violation(&mut self, rule: Rule, text: String) {
+        *self.broken.entry(rule).or_default() += 1;
+        if !self.expected.contains(&rule) && self.violations.len() < 10 {
+            self.violations.push(format!("{rule:?}: {text}"));
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, term: Term, commits: &[Waiting]) {
+        self.acknowledged.extend(commits.iter().map(|w| Acknowledged { number: w.number, at: w.at, term }));
     }
 }
 
 impl Cluster {
-    /// S1 and S3.
+    /// S1, S3 and S6.
     pub(super) fn check_leader(&mut self, id: NodeId) {
         let host = self.host(id);
         let Some(node) = &host.controller else { return };
@@ -49,81 +114,128 @@ impl Cluster {
         match self.checks.leaders.get(&term) {
             Some(known) if *known == (id, life) => return,
             Some(known) => {
-                let text = format!("S1: n{id} (life {life}) leads term {term} as did {known:?}");
-                self.checks.violation(text);
+                let text = format!("n{id} (life {life}) leads term {term} as did {known:?}");
+                self.checks.violation(Rule::S1, text);
             }
             None => {}
         }
         self.checks.leaders.insert(term, (id, life));
-        if !self.checks.lossless {
-            return;
-        }
-        let log = &self.host(id).server.log;
-        if let Some(lost) = self.checks.acknowledged.iter().find(|n| !log.has_commit(**n)) {
-            let text = format!("S3: n{id} leads term {term} without the acknowledged commit {lost}");
-            self.checks.violation(text);
+        self.check_configuration(id, term);
+        if self.checks.lossless
+            && let Some(lost) = self.lost_commit(id, |acknowledged_in| acknowledged_in < term)
+        {
+            let text = format!("n{id} leads term {term} without the acknowledged commit {lost}");
+            self.checks.violation(Rule::S3, text);
         }
     }
 
-    /// S2: at most one gate is open.
+    /// A commit acknowledged in one of these terms, which is not in this node's WAL.
+    pub fn lost_commit(&self, id: NodeId, terms: impl Fn(Term) -> bool) -> Option<u64> {
+        let records = &self.host(id).server.log.records;
+        let has = |a: &Acknowledged| {
+            records.get(a.at - 1).is_some_and(|record| record.kind == Kind::Commit(a.number))
+        };
+        self.checks.acknowledged.iter().find(|a| terms(a.term) && !has(a)).map(|a| a.number)
+    }
+
+    /// S2. Gates are opened by a word of the controller, the server's promotion, or the host's waking; all else
+    /// shuts them.
     pub(super) fn check_gates(&mut self) {
-        if self.checks.two_leaders {
+        if !std::mem::take(&mut self.checks.gates_changed) || self.checks.two_leaders {
             return;
         }
         let now = self.now;
         let mut open = self.hosts.values().filter(|h| h.gate > 0 && h.gate_open(now)).map(|h| h.id);
         if let (Some(first), Some(second)) = (open.next(), open.next()) {
-            let text = format!("S2: the gates of n{first} and n{second} are open at {now}");
-            self.checks.violation(text);
+            let text = format!("the gates of n{first} and n{second} are open at {now}");
+            self.checks.violation(Rule::S2, text);
         }
     }
 
-    /// S5: nothing leaves a node that its disk does not know.
+    /// Nothing leaves a node that its disk does not know.
     pub(super) fn check_word(&mut self, id: NodeId, envelope: &Envelope) {
-        let host = self.host(id);
-        let (hard, to) = (&host.disk.hard, envelope.to);
-        let mut wrong = Vec::new();
-        if hard.term != envelope.term || hard.incarnation != envelope.incarnation {
-            wrong.push("a term or incarnation that is not on disk");
+        let to = envelope.to;
+        let disk = &mut self.hosts.get_mut(&id).expect("a known host").disk;
+        let (term, incarnation) = disk.told;
+        disk.told = (term.max(envelope.term), incarnation.max(envelope.incarnation));
+        if disk.hard.term != envelope.term || disk.hard.incarnation != envelope.incarnation {
+            self.wrong_word(id, envelope, "a term or incarnation that is not on disk");
         }
         match &envelope.message {
-            Message::VoteReply(reply) if reply.refusal.is_none() => {
-                if hard.voted_for != Some(to) || hard.term != reply.term {
-                    wrong.push("a vote that is not on disk");
-                }
-                if host.server.receiver.is_some() {
-                    wrong.push("a vote while WAL is received");
-                }
-                if matches!(host.server.mode, ServerMode::Production | ServerMode::Draining) {
-                    wrong.push("a vote of a server in production");
-                }
-                if reply.position.is_some_and(|p| p != host.server.log.end()) {
-                    wrong.push("a vote with another position than its WAL's end");
-                }
-                let known = self.checks.votes.insert((id, reply.term), to);
-                if known.is_some_and(|known| known != to) {
-                    wrong.push("a second vote in a term");
-                }
-            }
+            Message::VoteReply(reply) if reply.refusal.is_none() => self.check_vote(id, envelope, reply, to),
             Message::Vote(request) => {
-                if hard.voted_for != Some(id) || hard.term != request.term {
-                    wrong.push("a candidacy that is not on disk");
+                let host = &self.hosts[&id];
+                if host.disk.hard.voted_for != Some(id) || host.disk.hard.term != request.term {
+                    self.wrong_word(id, envelope, "a candidacy that is not on disk");
                 }
-                if request.position != host.server.log.end() || host.server.receiver.is_some() {
-                    wrong.push("a candidacy with a position that is not its WAL's end");
+                let server = &self.hosts[&id].server;
+                if request.position != server.log.end() || server.receiver.is_some() {
+                    self.wrong_word(id, envelope, "a candidacy with a position that is not its WAL's end");
                 }
-                let known = self.checks.votes.insert((id, request.term), id);
-                if known.is_some_and(|known| known != id) {
-                    wrong.push("a second vote in a term, its own");
-                }
+                self.check_only_vote(id, request.term, id);
             }
-            Message::HeartbeatAck(ack) if ack.config > host.disk.config.version => {
-                wrong.push("a configuration that is not on disk");
+            Message::HeartbeatAck(ack) if ack.config > self.host(id).disk.config.version => {
+                self.wrong_word(id, envelope, "a configuration that is not on disk");
+            }
+            Message::ForwardReply { request, result: Ok(()) }
+                if self.checks.asked.get(request) == Some(&false) =>
+            {
+                self.check_settled(id);
             }
             _ => {}
         }
+    }
+
+    fn check_vote(&mut self, id: NodeId, envelope: &Envelope, reply: &VoteReply, to: NodeId) {
+        let (hard, server) = (&self.hosts[&id].disk.hard, &self.hosts[&id].server);
+        let mut wrong = Vec::new();
+        if hard.voted_for != Some(to) || hard.term != reply.term {
+            wrong.push("a vote that is not on disk");
+        }
+        if server.receiver.is_some() {
+            wrong.push("a vote while WAL is received");
+        }
+        if matches!(server.mode, ServerMode::Production | ServerMode::Draining) {
+            wrong.push("a vote of a server in production");
+        }
+        if reply.position.is_some_and(|p| p != server.log.end()) {
+            wrong.push("a vote with another position than its WAL's end");
+        }
+        if server.on_disk < server.log.records.len() {
+            wrong.push("a vote with a position that is not on disk");
+        }
         for what in wrong {
-            self.checks.violation(format!("n{id} tells n{to} {what}: {:?}", envelope.message));
+            self.wrong_word(id, envelope, what);
+        }
+        self.check_only_vote(id, reply.term, to);
+    }
+
+    fn wrong_word(&mut self, id: NodeId, envelope: &Envelope, what: &str) {
+        let text = format!("n{id} tells n{} {what}: {:?}", envelope.to, envelope.message);
+        self.checks.violation(Rule::Word, text);
+    }
+
+    /// S5: no second vote in a term.
+    fn check_only_vote(&mut self, id: NodeId, term: Term, choice: NodeId) {
+        let memory = self.host(id).disk.memory;
+        let known = self.checks.votes.insert((id, memory, term), choice);
+        if known.is_some_and(|known| known != choice) {
+            self.checks
+                .violation(Rule::S5, format!("n{id} votes for n{choice} in term {term}, and for {known:?}"));
+        }
+    }
+
+    /// S5: what a node that starts finds on its disk is not behind what it has said.
+    pub(super) fn check_memory(&mut self, id: NodeId) {
+        let disk = &self.host(id).disk;
+        let (term, incarnation) = disk.told;
+        let vote = self.checks.votes.get(&(id, disk.memory, disk.hard.term));
+        let forgot = disk.hard.term < term
+            || disk.hard.incarnation < incarnation
+            || vote.is_some_and(|choice| disk.hard.voted_for != Some(*choice));
+        if forgot {
+            let text = format!("n{id} had told term {term} and {vote:?}, and finds {:?}", disk.hard);
+            self.checks.violation(Rule::S5, text);
         }
     }
 
@@ -133,14 +245,15 @@ impl Cluster {
         let busy = host.order.as_ref().filter(|(_, o)| !matches!(o, Order::AwaitEnd { .. }));
         if let Some((_, busy)) = busy {
             let text = format!("n{id} orders {order:?} while {busy:?} is not done");
-            self.checks.violation(text);
+            self.checks.violation(Rule::Order, text);
         }
         let term = host.disk.hard.term;
         if let Order::Follow { leader } = order
             && !self.checks.two_leaders
             && self.checks.leaders.get(&term).is_none_or(|(led, _)| led != leader)
         {
-            self.checks.violation(format!("n{id} follows n{leader}, which does not lead term {term}"));
+            let text = format!("n{id} follows n{leader}, which does not lead term {term}");
+            self.checks.violation(Rule::Order, text);
         }
     }
 
@@ -150,17 +263,19 @@ impl Cluster {
         let intended = hard.promotion.is_some_and(|p| p.timeline == timeline);
         let in_term = self.checks.leaders.get(&Term(timeline)).is_some_and(|(led, _)| *led == id);
         if !intended {
-            self.checks.violation(format!("n{id} promotes to {timeline} without the intention on disk"));
+            let text = format!("n{id} promotes to {timeline} without the intention on disk");
+            self.checks.violation(Rule::Order, text);
         }
         if self.checks.two_leaders {
             return;
         }
         if !in_term {
-            self.checks.violation(format!("n{id} opens timeline {timeline} but did not lead that term"));
+            let text = format!("n{id} opens timeline {timeline} but did not lead that term");
+            self.checks.violation(Rule::Order, text);
         }
         let known = self.checks.timelines.insert(timeline, id);
         if known.is_some_and(|known| known != id) {
-            self.checks.violation(format!("S4: timeline {timeline} is opened by n{id} too"));
+            self.checks.violation(Rule::S4, format!("timeline {timeline} is opened by n{id} too"));
         }
     }
 }

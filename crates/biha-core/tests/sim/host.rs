@@ -2,7 +2,12 @@
 
 use biha_core::*;
 
-use super::{After, CRASH_RESTART, Cluster, LATENCY, RETRY_CONNECT, REWIND, START, Server, ServerMode, What};
+use super::disk::Writing;
+use super::mutation::OUTLIVES;
+use super::{
+    After, CRASH_RESTART, Cluster, Disk, LATENCY, Log, Mutation, RETRY_CONNECT, REWIND, START, Server,
+    ServerMode, What, say,
+};
 
 /// A clock that is off and does not run alike.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,6 +15,8 @@ pub struct Clock {
     pub offset: Millis,
     /// Parts per million by which it runs fast.
     pub ppm: i64,
+    /// It stands while its host is frozen.
+    pub pauses: bool,
 }
 
 impl Clock {
@@ -29,13 +36,6 @@ impl Clock {
     }
 }
 
-/// What survives everything.
-#[derive(Debug)]
-pub struct Disk {
-    pub hard: HardState,
-    pub config: ClusterConfig,
-}
-
 #[derive(Debug)]
 pub struct Host {
     pub id: NodeId,
@@ -51,16 +51,25 @@ pub struct Host {
     pub gate: Millis,
     /// Nothing runs on this host.
     pub frozen: bool,
+    pub frozen_since: Millis,
     /// Only the controller does not run.
     pub stalled: bool,
+    /// The controller waits for its disk.
+    pub writing: Option<Writing>,
     pub backlog: Vec<What>,
     pub order: Option<(OrderId, Order)>,
+    /// `ANY k (...)`, as the controller has set it.
+    pub synchronous: (usize, Vec<NodeId>),
     pub told: ServerStatus,
     pub tick_at: Millis,
     pub traced: Option<(NodeState, Term)>,
     pub replies: Vec<(RequestId, CommandResult)>,
     /// An operator stopped it: a pending restart does not start it again.
     pub stopped: bool,
+    /// Its server goes on without a controller, the gate as it was. In a mutation only.
+    pub ghost: bool,
+    /// The controller is not told that its server is in production. In a mutation only.
+    pub hides_production: bool,
 }
 
 impl Host {
@@ -71,25 +80,30 @@ impl Host {
             life: 0,
             power: true,
             server: Server::default(),
-            disk: Disk { hard: HardState::new(ClusterId(1), 1, id), config },
+            disk: Disk::new(id, config),
             clock: Clock::default(),
             options,
             gate: 0,
             frozen: false,
+            frozen_since: 0,
             stalled: false,
+            writing: None,
             backlog: Vec::new(),
             order: None,
+            synchronous: (0, Vec::new()),
             told: ServerStatus::default(),
             tick_at: Millis::MAX,
             traced: None,
             replies: Vec::new(),
             stopped: false,
+            ghost: false,
+            hides_production: false,
         }
     }
 
     /// Would a commit pass at this moment?
     pub fn gate_open(&self, now: Millis) -> bool {
-        self.controller.is_some()
+        (self.controller.is_some() || self.ghost)
             && self.server.mode == ServerMode::Production
             && !self.frozen
             && self.clock.local(now) < self.gate
@@ -97,7 +111,12 @@ impl Host {
 
     /// The controller runs: it sees what the server does.
     pub fn watched(&self) -> bool {
-        self.controller.is_some() && !self.frozen && !self.stalled
+        self.controller.is_some() && !self.frozen && !self.hangs()
+    }
+
+    /// The controller does not run, though the host does.
+    pub fn hangs(&self) -> bool {
+        self.stalled || self.writing.is_some()
     }
 
     pub fn state(&self) -> Option<NodeState> {
@@ -115,21 +134,34 @@ impl Cluster {
         if !host.power || host.controller.is_some() || host.server.mode != ServerMode::Down {
             return;
         }
+        let hard = self.remembered(id);
+        if self.host(id).disk.lost {
+            say!(self, id, "does not start: its state file is torn or gone");
+            return;
+        }
+        self.check_memory(id);
+        let host = self.host_mut(id);
         host.life += 1;
         host.gate = 0;
         host.order = None;
         host.told = ServerStatus::default();
         host.tick_at = Millis::MAX;
         host.traced = None;
+        host.hides_production = false;
         host.server.start();
         let local = host.clock.local(now);
-        let (hard, config) = (host.disk.hard.clone(), host.disk.config.clone());
+        let config = host.disk.config.clone();
         let (node, outputs) = Node::new(local, seed, hard, config, host.options, rewound);
         host.controller = Some(node);
         let life = host.life;
+        self.fingerprint.add(&(now, id, &outputs));
         self.perform(id, outputs);
         self.settle(id);
-        self.after(START, What::Up(id, life));
+        let recovery = match self.chaos.slow_start {
+            0 => 0,
+            most => self.rng.below(most),
+        };
+        self.after(START + recovery, What::Up(id, life));
         self.reconnect(id);
     }
 
@@ -142,11 +174,19 @@ impl Cluster {
         let (log, checkpointed) = (from.server.log.clone(), from.server.checkpointed);
         if !checkpointed {
             // PostgreSQL 15 compares control files: "no rewind required".
-            self.say(id, format!("is not rewound against n{source}, which made no checkpoint"));
+            say!(self, id, "is not rewound against n{source}, which made no checkpoint");
             return Ok(());
         }
-        self.host_mut(id).server.log.rewind(&log);
-        self.say(id, format!("rewound against n{source}"));
+        let server = &mut self.hosts.get_mut(&id).expect("a known host").server;
+        server.log.rewind(&log);
+        server.consistent_from = log.records.len();
+        if self.chaos.torn_wal && self.rng.one_in(2) {
+            // The rest comes by streaming; until then recovery is not consistent.
+            let common = log.history.last().map_or(0, |e| log.records_until(e.fork)) + 1;
+            let keep = common + self.rng.below((log.records.len() - common + 1) as u64) as usize;
+            self.host_mut(id).server.log.truncate(keep);
+        }
+        say!(self, id, "rewound against n{source}");
         Ok(())
     }
 
@@ -160,6 +200,7 @@ impl Cluster {
 
     /// The controller is gone; the kernel closes its connections.
     pub(super) fn controller_gone(&mut self, id: NodeId) {
+        self.write_interrupted(id);
         let host = self.host_mut(id);
         let life = host.life;
         host.controller = None;
@@ -175,7 +216,7 @@ impl Cluster {
             if peer != id && connected && self.net.passes(id, peer) {
                 self.net.drop_connection(id, peer);
                 self.after(LATENCY, What::Lost(peer, id, Disconnect::Closed));
-                self.after(RETRY_CONNECT, What::Connect(peer, id));
+                self.dial(peer, id, RETRY_CONNECT);
             }
         }
     }
@@ -193,12 +234,20 @@ impl Cluster {
 
     /// The postmaster is killed: the controller says its last word and ends.
     pub fn kill_postmaster(&mut self, id: NodeId) {
-        if self.host(id).frozen || self.host(id).stalled {
+        if self.host(id).frozen || self.host(id).hangs() || self.host(id).ghost {
             return;
         }
-        self.host_mut(id).stopped = true;
+        let host = self.host_mut(id);
+        host.stopped = true;
+        let (gate, life) = (host.gate, host.life);
         self.step(id, Input::Stop(Goodbye::PostmasterDied));
         self.controller_gone(id);
+        if self.mutated(Mutation::GateAfterGoodbye) && self.host(id).server.mode == ServerMode::Production {
+            let host = self.host_mut(id);
+            (host.ghost, host.gate) = (true, gate);
+            self.after(OUTLIVES, What::Exit(id, life, 0, After::Stay));
+            return;
+        }
         self.server_gone(id);
     }
 
@@ -209,6 +258,15 @@ impl Cluster {
         host.stopped = true;
         self.controller_gone(id);
         self.server_gone(id);
+        if self.chaos.torn_wal {
+            let log = &self.host(id).server.log;
+            let (safe, all) = (self.host(id).server.on_disk, log.records.len());
+            let keep = safe + self.rng.below((all - safe.min(all) + 1) as u64) as usize;
+            if keep < all {
+                say!(self, id, "loses {} records that were not on disk", all - keep);
+                self.host_mut(id).server.log.truncate(keep);
+            }
+        }
     }
 
     /// The operator starts the node (again).
@@ -224,10 +282,21 @@ impl Cluster {
         }
     }
 
+    /// The operator makes the node anew: a base backup of `like` and its configuration, an empty memory.
+    pub fn renew(&mut self, id: NodeId, like: NodeId) {
+        let from = self.host(like);
+        let (config, log) = (from.disk.config.clone(), from.server.log.clone());
+        let host = self.host_mut(id);
+        host.disk.config = config;
+        host.disk.renew();
+        host.server = Server { log, ..Server::default() };
+        say!(self, id, "is made anew from n{like}");
+    }
+
     /// The operator stops the node.
     pub fn stop(&mut self, id: NodeId) {
         let host = self.host(id);
-        if host.controller.is_none() || host.frozen || host.stalled {
+        if host.controller.is_none() || host.frozen || host.hangs() {
             return;
         }
         self.host_mut(id).stopped = true;
@@ -253,8 +322,12 @@ impl Cluster {
 
     /// Nothing runs on the host any more; its clock goes on.
     pub fn freeze(&mut self, id: NodeId) {
+        let now = self.now;
         let host = self.host_mut(id);
-        host.frozen = host.controller.is_some();
+        if host.controller.is_some() && !host.frozen {
+            host.frozen = true;
+            host.frozen_since = now;
+        }
     }
 
     /// The controller alone does not run any more.
@@ -264,18 +337,30 @@ impl Cluster {
     }
 
     pub fn thaw(&mut self, id: NodeId) {
+        let now = self.now;
         let host = self.host_mut(id);
+        if host.frozen && host.clock.pauses {
+            let slept = (now - host.frozen_since).min(host.clock.offset);
+            host.clock.offset -= slept;
+        }
         host.frozen = false;
         host.stalled = false;
-        for what in std::mem::take(&mut host.backlog) {
-            self.after(0, what);
-        }
+        self.checks.gates_changed = true;
+        self.check_gates();
+        self.catch_up(id);
         for peer in self.ids() {
             if peer != id {
-                self.after(1, What::Connect(peer, id));
+                self.dial(peer, id, 1);
                 self.after(1, What::Pull(peer));
             }
         }
         self.poke(id);
+    }
+
+    /// What happened meanwhile happens now.
+    pub(super) fn catch_up(&mut self, id: NodeId) {
+        for what in std::mem::take(&mut self.host_mut(id).backlog) {
+            self.after(0, what);
+        }
     }
 }

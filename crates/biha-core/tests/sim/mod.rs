@@ -4,25 +4,42 @@
 //! same seed gives the same run.
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of it")]
 
+mod chaos;
 mod check;
+mod check_config;
+mod disk;
+mod event;
 mod host;
+mod hosts;
+mod mutation;
 mod net;
 mod server;
+mod stream;
+mod trace;
 mod wal;
 
 use std::collections::BTreeMap;
 
 use biha_core::*;
 
-pub use check::Checks;
-pub use host::{Clock, Disk, Host};
+pub use chaos::{Chaos, Rng};
+pub use check::{Checks, Rule};
+pub use disk::Disk;
+use event::Queue;
+pub use event::{After, What};
+pub use host::{Clock, Host};
+pub use hosts::Hosts;
+pub use mutation::Mutation;
 pub use net::Net;
 pub use server::{Mode as ServerMode, Server};
+pub(crate) use trace::say;
+pub use trace::{Fingerprint, describe, member};
 pub use wal::{Kind, Log};
 
 /// How long each thing takes, in ms.
 pub const LATENCY: Millis = 1;
-const START: Millis = 80;
+pub const START: Millis = 80;
+pub const PROMOTE: Millis = 60;
 const RESTART: Millis = 60;
 const CRASH_RESTART: Millis = 40;
 const REWIND: Millis = 300;
@@ -31,78 +48,16 @@ const RETRY_PULL: Millis = 100;
 const RETRY_CONNECT: Millis = 20;
 const DRAIN: Millis = 1000;
 
-/// Something that will happen.
-#[derive(Clone, Debug)]
-pub enum What {
-    Deliver(u64, Box<Envelope>),
-    Lost(NodeId, NodeId, Disconnect),
-    Tick(NodeId),
-    Connect(NodeId, NodeId),
-    Pull(NodeId),
-    Agent(NodeId, u64, OrderId),
-    AwaitEnds(NodeId, u64, OrderId),
-    Up(NodeId, u64),
-    Start(NodeId, u64, Option<NodeId>),
-    Checkpointed(NodeId, u64),
-    Exit(NodeId, u64, Millis, After),
-}
-
-/// What follows the end of a server.
-#[derive(Clone, Copy, Debug)]
-pub enum After {
-    Stay,
-    Start(Option<NodeId>),
-}
-
-/// Disorder, while it is on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Chaos {
-    /// Of 1000 messages, so many are lost.
-    pub loss: u64,
-    /// Of 1000 messages, so many arrive twice.
-    pub duplicates: u64,
-    /// Messages are late by up to so many ms, each by its own delay.
-    pub jitter: Millis,
-    /// Of 1000 orders, so many fail; and they take longer.
-    pub failing_orders: u64,
-    /// Of 10000 outputs, so many are the last before a crash.
-    pub crash: u64,
-    /// The server's hint is wrong now and then, as PostgreSQL's is.
-    pub lying_hints: bool,
-}
-
-/// xorshift64*.
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn below(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % below.max(1)
-    }
-
-    pub fn of_1000(&mut self, chance: u64) -> bool {
-        chance > 0 && self.below(1000) < chance
-    }
-}
-
 pub struct Cluster {
     pub now: Millis,
-    queue: BTreeMap<(Millis, u64), What>,
-    queued: u64,
+    queue: Queue,
     pub net: Net,
-    pub hosts: BTreeMap<NodeId, Host>,
+    pub hosts: Hosts,
     pub chaos: Chaos,
     pub rng: Rng,
     pub checks: Checks,
-    /// k of synchronous commit; 0 is asynchronous.
-    pub sync: usize,
+    /// Rules that are taken out.
+    pub mutations: Vec<Mutation>,
     next_commit: u64,
     /// Orders of this kind (first word of the order) take so long, or fail.
     pub order_delay: BTreeMap<(NodeId, &'static str), Millis>,
@@ -111,26 +66,27 @@ pub struct Cluster {
     pub tracing: bool,
     /// Message kinds that are traced too.
     pub trace_messages: Vec<String>,
+    pub fingerprint: Fingerprint,
 }
 
 impl Cluster {
     pub fn new(seed: u64) -> Self {
         Cluster {
             now: 0,
-            queue: BTreeMap::new(),
-            queued: 0,
+            queue: Queue::default(),
             net: Net::default(),
-            hosts: BTreeMap::new(),
+            hosts: Hosts::default(),
             chaos: Chaos::default(),
             rng: Rng::new(seed),
             checks: Checks::default(),
-            sync: 0,
+            mutations: Vec::new(),
             next_commit: 0,
             order_delay: BTreeMap::new(),
             order_fails: BTreeMap::new(),
             trace: Vec::new(),
             tracing: true,
             trace_messages: Vec::new(),
+            fingerprint: Fingerprint::default(),
         }
     }
 
@@ -148,18 +104,16 @@ impl Cluster {
     }
 
     pub fn ids(&self) -> Vec<NodeId> {
-        self.hosts.keys().copied().collect()
-    }
-
-    pub fn say(&mut self, id: NodeId, text: impl AsRef<str>) {
-        if self.tracing {
-            self.trace.push(format!("{:>6} n{} {}", self.now, id, text.as_ref()));
-        }
+        self.hosts.keys().collect()
     }
 
     pub fn after(&mut self, delay: Millis, what: What) {
-        self.queued += 1;
-        self.queue.insert((self.now + delay, self.queued), what);
+        self.queue.push(self.now + delay, what);
+    }
+
+    /// How many events there have been.
+    pub fn events(&self) -> u64 {
+        self.queue.made()
     }
 
     /// Lets everything happen that is due in the next `ms` ms.
@@ -174,11 +128,7 @@ impl Cluster {
             if done(self) {
                 return true;
             }
-            match self.queue.first_key_value() {
-                Some(((at, _), _)) if *at <= end => {}
-                _ => break,
-            }
-            let Some(((at, _), what)) = self.queue.pop_first() else { break };
+            let Some((at, what)) = self.queue.pop(end) else { break };
             self.now = at;
             self.happen(what);
         }
@@ -189,24 +139,36 @@ impl Cluster {
     fn happen(&mut self, what: What) {
         let (at, for_controller) = what.host();
         if let Some(host) = self.hosts.get_mut(&at)
-            && (host.frozen || host.stalled && for_controller)
+            && (host.frozen || for_controller && host.hangs())
         {
             host.backlog.push(what);
             return;
         }
+        if std::env::var_os("KINDS").is_some() {
+            let t = match &what {
+                What::Deliver(_, e) => format!("{:.14}", describe(&e.message)),
+                w => format!("{w:?}").split('(').next().unwrap().to_owned(),
+            };
+            println!("KIND {t}");
+        }
         match what {
-            What::Deliver(life, envelope) => {
+            What::Deliver(life, mut envelope) => {
                 if self.host(at).life == life {
+                    self.arriving(&mut envelope);
                     self.step(at, Input::Message(*envelope));
                 }
             }
             What::Lost(at, peer, how) => self.step(at, Input::Disconnected(peer, how)),
             What::Tick(at) => {
                 self.host_mut(at).tick_at = Millis::MAX;
+                if self.host(at).synchronous.0 > 0 {
+                    self.poke(at);
+                }
                 self.step(at, Input::Tick);
             }
             What::Connect(at, peer) => self.connect(at, peer),
             What::Pull(at) => self.pull(at),
+            What::Flushed(at, life) => self.flushed(at, life),
             What::Agent(at, life, order) => self.agent(at, life, order),
             What::AwaitEnds(at, life, order) => self.await_ends(at, life, order),
             What::Up(at, life) => self.up(at, life),
@@ -223,19 +185,21 @@ impl Cluster {
                 }
             }
             What::Exit(at, life, until, after) => self.exit(at, life, until, after),
+            What::Written(at, life) => self.written(at, life),
         }
     }
 
     /// One input for a node's core, and what comes of it.
     pub fn step(&mut self, id: NodeId, input: Input) {
         let now = self.now;
-        let host = self.host_mut(id);
+        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.watched()) else { return };
         let local = host.clock.local(now);
-        if !host.watched() {
-            return;
-        }
         let Some(node) = &mut host.controller else { return };
+        if let Input::Command(request, command) = &input {
+            self.checks.asked(*request, command, node.state().is_leader());
+        }
         let outputs = node.step(local, input);
+        self.fingerprint.add(&(now, id, &outputs));
         self.perform(id, outputs);
         self.settle(id);
     }
@@ -243,10 +207,12 @@ impl Cluster {
     /// Tells the core what the server looks like, if that is new.
     pub fn poke(&mut self, id: NodeId) {
         let mut status = self.host(id).server.status();
+        status.synced = self.synced(id);
         if self.chaos.lying_hints && self.rng.below(4) == 0 {
             status.hint = self.lie(id, status.hint);
         }
         let host = self.host_mut(id);
+        status.production &= !host.hides_production;
         if !host.watched() || host.told == status {
             return;
         }
@@ -267,7 +233,7 @@ impl Cluster {
     }
 
     /// After each step: the next tick, the traced state, the invariants.
-    fn settle(&mut self, id: NodeId) {
+    pub(super) fn settle(&mut self, id: NodeId) {
         let now = self.now;
         let host = self.host_mut(id);
         let Some(node) = &host.controller else { return };
@@ -281,192 +247,51 @@ impl Cluster {
         }
         if known != Some((state, term)) {
             self.host_mut(id).traced = Some((state, term));
-            self.say(id, format!("{} in term {term}", state.name()));
+            say!(self, id, "{} in term {term}", state.name());
         }
-        self.check_leader(id);
+        if self.host(id).writing.is_none() {
+            self.set_synchronous(id);
+            self.check_leader(id);
+        }
         self.check_gates();
     }
 
-    fn perform(&mut self, id: NodeId, outputs: Vec<Output>) {
-        for output in outputs {
-            if self.chaos.crash > 0 && self.rng.below(10_000) < self.chaos.crash {
-                self.say(id, "crashes between two outputs");
-                self.kill_controller(id);
-                return;
-            }
-            match output {
-                Output::Persist(hard) => self.host_mut(id).disk.hard = *hard,
-                Output::PersistConfig(config) => self.host_mut(id).disk.config = *config,
-                Output::Send(envelope) => self.send(id, envelope),
-                Output::Gate(until) => self.set_gate(id, until),
-                Output::Order(order_id, order) => self.order(id, order_id, order),
-                Output::Reply(request, result) => {
+    /// What is carried out at once; writes are the disk's.
+    pub(super) fn act(&mut self, id: NodeId, output: Output) {
+        match output {
+            Output::Persist(_) | Output::PersistConfig(_) => self.write(id, output),
+            Output::Send(envelope) => self.send(id, envelope),
+            Output::Gate(until) => self.set_gate(id, until),
+            Output::Order(order_id, order) => self.order(id, order_id, order),
+            Output::Reply(request, result) => {
+                self.check_reply(id, request, &result);
+                if self.tracing {
                     let text = match &result {
                         Ok(()) => "done".to_owned(),
                         Err(error) => format!("ERROR: {error}"),
                     };
-                    self.host_mut(id).replies.push((request, result));
-                    self.say(id, format!("answers request {request}: {text}"));
+                    say!(self, id, "answers request {request}: {text}");
                 }
-                Output::Event(event) => self.say(id, format!("{}: {}", event.kind.name(), event.cause)),
-                Output::Remember(_) => {}
+                self.host_mut(id).replies.push((request, result));
             }
+            Output::Event(event) => say!(self, id, "{}: {}", event.kind.name(), event.cause),
+            Output::Remember(_) => {}
         }
     }
 
     fn set_gate(&mut self, id: NodeId, until: Millis) {
+        let (until, now) = (self.gate_word(id, until), self.now);
         let host = self.host_mut(id);
         let (was, is) = (host.gate > 0, until > 0);
+        let opens = is && !host.gate_open(now);
         host.gate = until;
         match (was, is) {
-            (false, true) => self.say(id, "opens the gate"),
-            (true, false) => self.say(id, "shuts the gate"),
+            (false, true) => say!(self, id, "opens the gate"),
+            (true, false) => say!(self, id, "shuts the gate"),
             _ => {}
         }
-    }
-
-    fn send(&mut self, id: NodeId, envelope: Box<Envelope>) {
-        self.check_word(id, &envelope);
-        let to = envelope.to;
-        if !self.trace_messages.is_empty() {
-            let text = describe(&envelope.message);
-            if self.trace_messages.iter().any(|kind| text.starts_with(kind.as_str())) {
-                self.say(id, format!("-> n{to} {text}"));
-            }
+        if opens {
+            self.checks.gates_changed = true;
         }
-        let Some(peer) = self.hosts.get(&to) else { return };
-        let lives = ((id, self.host(id).life), (to, peer.life));
-        if !self.net.connected(lives.0, lives.1) || !self.net.passes(id, to) {
-            return;
-        }
-        let chaos = self.chaos;
-        if self.rng.of_1000(chaos.loss) {
-            return;
-        }
-        let copies = if self.rng.of_1000(chaos.duplicates) { 2 } else { 1 };
-        for _ in 0..copies {
-            let late = if chaos.jitter > 0 { self.rng.below(chaos.jitter) } else { 0 };
-            self.after(LATENCY + late, What::Deliver(lives.1.1, envelope.clone()));
-        }
-    }
-
-    /// An attempt of `id` to reach `peer`.
-    fn connect(&mut self, id: NodeId, peer: NodeId) {
-        let (mine, its) = (self.host(id), self.host(peer));
-        if mine.controller.is_none() || self.net.connected((id, mine.life), (peer, its.life)) {
-            return;
-        }
-        let (from, to) = ((id, mine.life), (peer, its.life));
-        if !its.power || its.frozen || !self.net.open(id, peer) {
-            return;
-        }
-        if its.controller.is_none() {
-            self.after(LATENCY, What::Lost(id, peer, Disconnect::Refused));
-            self.after(RETRY_CONNECT, What::Connect(id, peer));
-            return;
-        }
-        if its.stalled {
-            return;
-        }
-        self.net.connect(from, to);
-        for (a, b) in [(from, to), (to, from)] {
-            if let Some(node) = &self.host(a.0).controller {
-                let hello = node.hello(b.0);
-                self.after(LATENCY, What::Deliver(b.1, Box::new(hello)));
-            }
-        }
-    }
-
-    /// Everybody tries to reach `id`, and it everybody.
-    pub fn reconnect(&mut self, id: NodeId) {
-        for peer in self.ids() {
-            if peer != id {
-                self.after(LATENCY, What::Connect(id, peer));
-                self.after(LATENCY, What::Connect(peer, id));
-            }
-        }
-    }
-
-    /// Both sides see the connection end, and make a new one.
-    pub fn reset_connection(&mut self, a: NodeId, b: NodeId) {
-        if !self.net.exists(a, b) {
-            return;
-        }
-        self.net.drop_connection(a, b);
-        self.after(LATENCY, What::Lost(a, b, Disconnect::Closed));
-        self.after(LATENCY, What::Lost(b, a, Disconnect::Closed));
-        self.after(RETRY_CONNECT, What::Connect(a, b));
-    }
-
-    /// A link works again: what was received in vain goes on, connections of former lives are replaced.
-    pub fn healed(&mut self, a: NodeId, b: NodeId) {
-        let lives = ((a, self.host(a).life), (b, self.host(b).life));
-        if self.net.exists(a, b) && !self.net.connected(lives.0, lives.1) {
-            self.net.drop_connection(a, b);
-            self.after(LATENCY, What::Lost(a, b, Disconnect::Closed));
-            self.after(LATENCY, What::Lost(b, a, Disconnect::Closed));
-        }
-        self.after(LATENCY + 1, What::Connect(a, b));
-        self.after(LATENCY + 1, What::Connect(b, a));
-        self.after(LATENCY, What::Pull(a));
-        self.after(LATENCY, What::Pull(b));
-    }
-}
-
-impl What {
-    /// Where it happens, and whether it is the controller's to see.
-    fn host(&self) -> (NodeId, bool) {
-        match self {
-            What::Deliver(_, envelope) => (envelope.to, true),
-            What::Lost(at, ..) | What::Tick(at) | What::Connect(at, _) => (*at, true),
-            What::Agent(at, ..) | What::AwaitEnds(at, ..) => (*at, true),
-            What::Pull(at) | What::Up(at, _) | What::Start(at, ..) => (*at, false),
-            What::Checkpointed(at, _) | What::Exit(at, ..) => (*at, false),
-        }
-    }
-}
-
-/// A message in a few words.
-pub fn describe(message: &Message) -> String {
-    let answer = |r: &VoteReply| match r.refusal {
-        None => format!("yes in term {}", r.term),
-        Some(why) => format!("no in term {}: {why:?}", r.term),
-    };
-    let asks = |r: &VoteRequest| {
-        let handover = r.handover.map_or(String::new(), |n| format!(" by hand-over {n}"));
-        format!("term {} at {}{handover}", r.term, r.position)
-    };
-    match message {
-        Message::Hello(_) => "Hello".to_owned(),
-        Message::Heartbeat(b) => {
-            let target = b.handover.target.map_or(String::new(), |t| format!(" to n{t}"));
-            format!("Heartbeat {} {} handover {}{target}", b.seq, b.state.name(), b.handover.number)
-        }
-        Message::HeartbeatAck(a) => format!("HeartbeatAck {} {}", a.seq, a.state.name()),
-        Message::PreVote(r) => format!("PreVote {}", asks(r)),
-        Message::PreVoteReply(r) => format!("PreVoteReply {}", answer(r)),
-        Message::Vote(r) => format!("Vote {}", asks(r)),
-        Message::VoteReply(r) => format!("VoteReply {}", answer(r)),
-        Message::Goodbye(g) => format!("Goodbye {g:?}"),
-        Message::Config(c) => format!("Config {}.{}", c.version.term, c.version.seq),
-        Message::Forward { request, .. } => format!("Forward {request}"),
-        Message::ForwardReply { request, result } => {
-            format!("ForwardReply {request} {}", if result.is_ok() { "done" } else { "failed" })
-        }
-        Message::Event(_) => "Event".to_owned(),
-    }
-}
-
-/// A member that nobody connects to.
-pub fn member(mode: Mode, priority: i32) -> Member {
-    Member {
-        host: "host".to_owned(),
-        port: 5432,
-        biha_port: 5433,
-        mode,
-        can_be_leader: true,
-        can_vote: true,
-        priority,
-        joining: false,
     }
 }

@@ -3,7 +3,7 @@
 use biha_core::*;
 
 use super::wal::{Kind, Log};
-use super::{After, CHECKPOINT, Cluster, DRAIN, LATENCY, RETRY_PULL, What};
+use super::{After, CHECKPOINT, Cluster, DRAIN, LATENCY, Mutation, PROMOTE, What, say};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -16,6 +16,14 @@ pub enum Mode {
     Draining,
 }
 
+/// A commit whose client waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    pub number: u64,
+    /// How many records there were with it.
+    pub at: usize,
+}
+
 #[derive(Debug, Default)]
 pub struct Server {
     pub log: Log,
@@ -26,30 +34,38 @@ pub struct Server {
     pub checkpointed: bool,
     pub no_walsenders: bool,
     pub pulling: bool,
-    /// Commits that wait for synchronous standbys: number and index in the log.
-    pub unacknowledged: Vec<(u64, usize)>,
+    /// How many records survive a loss of power.
+    pub on_disk: usize,
+    /// An fsync of WAL is under way.
+    pub flushing: bool,
+    /// With how many records recovery is consistent.
+    pub consistent_from: usize,
+    /// Commits that wait for synchronous standbys.
+    pub unacknowledged: Vec<Waiting>,
 }
 
 impl Server {
-    /// Every start is a standby start, with no primary_conninfo.
+    /// Every start is a standby start, with no primary_conninfo. What is on file after a crash is synced first.
     pub fn start(&mut self) {
         let log = std::mem::take(&mut self.log);
-        *self = Server { log, mode: Mode::Starting, ..Server::default() };
+        let (on_disk, consistent_from) = (log.records.len(), self.consistent_from);
+        *self = Server { log, mode: Mode::Starting, on_disk, consistent_from, ..Server::default() };
     }
 
     pub fn status(&self) -> ServerStatus {
-        let consistent = matches!(self.mode, Mode::Standby | Mode::Production | Mode::Draining);
+        let up = matches!(self.mode, Mode::Standby | Mode::Production | Mode::Draining);
         ServerStatus {
             production: matches!(self.mode, Mode::Production),
-            consistent,
+            consistent: up && self.log.records.len() >= self.consistent_from,
             streaming: self.streaming,
             checkpointed: self.checkpointed,
             oldest_wal: Lsn(0),
-            hint: consistent.then(|| self.log.end()),
+            synced: Lsn(0),
+            hint: up.then(|| self.log.end()),
         }
     }
 
-    fn sends(&self) -> bool {
+    pub(super) fn sends(&self) -> bool {
         matches!(self.mode, Mode::Standby | Mode::Production | Mode::Draining) && !self.no_walsenders
     }
 }
@@ -69,18 +85,24 @@ pub fn name(order: &Order) -> &'static str {
 
 impl Cluster {
     pub(super) fn order(&mut self, id: NodeId, number: OrderId, order: Order) {
-        self.say(id, format!("orders {order:?}"));
+        say!(self, id, "orders {order:?}");
         self.check_order(id, &order);
         let usual = match order {
             Order::StopReceiving | Order::Follow { .. } => 25,
-            Order::Promote { .. } => 60,
+            Order::Promote { .. } => PROMOTE,
             Order::PrepareHandover => 20,
             Order::Restart { .. } | Order::EndWalsenders => 5,
             Order::AwaitEnd { timeout } => timeout,
         };
-        let mut delay = self.order_delay.get(&(id, name(&order))).copied().unwrap_or(usual);
+        let mut delay = usual;
+        if !self.order_delay.is_empty() {
+            delay = self.order_delay.get(&(id, name(&order))).copied().unwrap_or(usual);
+        }
         if self.chaos.jitter > 0 {
             delay = delay / 4 + self.rng.below(delay * 3);
+        }
+        if self.demotion_is_hidden(id, &order) {
+            delay += 3 * self.host(id).disk.config.settings.election_timeout();
         }
         let life = self.host(id).life;
         let waits = matches!(order, Order::AwaitEnd { .. });
@@ -91,19 +113,36 @@ impl Cluster {
         self.after(delay, What::Agent(id, life, number));
     }
 
+    /// [`Mutation::ProductionVotes`]
+    fn demotion_is_hidden(&mut self, id: NodeId, order: &Order) -> bool {
+        let demotion = matches!(order, Order::Restart { rewind: None, drain: false });
+        if !demotion || !self.mutated(Mutation::ProductionVotes) {
+            return false;
+        }
+        let host = self.host_mut(id);
+        host.hides_production = true;
+        let life = host.life;
+        // So that the controller looks at the server again.
+        self.after(0, What::Checkpointed(id, life));
+        true
+    }
+
     /// An order's time has come.
     pub(super) fn agent(&mut self, id: NodeId, life: u64, number: OrderId) {
         if self.host(id).life != life || self.host(id).controller.is_none() {
             return;
         }
         let Some((_, order)) = self.host_mut(id).order.take_if(|(n, _)| *n == number) else { return };
-        let fails = self.order_fails.get(&(id, name(&order))).cloned();
+        let fails = match self.order_fails.is_empty() {
+            true => None,
+            false => self.order_fails.get(&(id, name(&order))).cloned(),
+        };
         let fails = fails.or_else(|| {
             let chance = self.chaos.failing_orders;
             self.rng.of_1000(chance).then(|| "as the seed will".to_owned())
         });
         if let Some(text) = fails {
-            self.say(id, format!("fails to {}", name(&order)));
+            say!(self, id, "fails to {}", name(&order));
             self.step(id, Input::Done(number, OrderResult::Failed(text)));
             return;
         }
@@ -141,9 +180,14 @@ impl Cluster {
     }
 
     fn stop_receiving(&mut self, id: NodeId) -> OrderResult {
+        let goes_on = self.mutated(Mutation::ReceiverGoesOn);
         let server = &mut self.host_mut(id).server;
-        server.receiver = None;
-        server.streaming = false;
+        if !goes_on {
+            server.receiver = None;
+            server.streaming = false;
+        }
+        // Its last act is to sync what it wrote.
+        server.on_disk = server.log.records.len();
         OrderResult::Stopped {
             position: server.log.end(),
             complete: server.log.complete(),
@@ -152,16 +196,26 @@ impl Cluster {
     }
 
     fn promote(&mut self, id: NodeId, timeline: Timeline) -> OrderResult {
-        self.check_promotion(id, timeline);
+        let next_free = self.mutated(Mutation::NextFreeTimeline);
+        let free = self.host(id).server.log.max_timeline() + 1;
+        let number = if next_free { free } else { timeline };
+        self.check_promotion(id, number);
+        if self.host(id).disk.full {
+            return OrderResult::Failed("no space is left on the device".to_owned());
+        }
         let host = self.host_mut(id);
-        if let Err(text) = host.server.log.open_timeline(timeline, id) {
-            self.say(id, format!("cannot promote: {text}"));
+        if let Err(text) = host.server.log.open_timeline(number, id) {
+            say!(self, id, "cannot promote: {text}");
             return OrderResult::Failed(text);
         }
         host.server.mode = Mode::Production;
         host.server.checkpointed = false;
-        let (life, history) = (host.life, host.server.log.history.clone());
-        self.say(id, format!("in production on timeline {timeline}"));
+        let (life, mut history) = (host.life, host.server.log.history.clone());
+        say!(self, id, "in production on timeline {number}");
+        if let Some(last) = history.last_mut() {
+            last.timeline = timeline;
+        }
+        self.checks.gates_changed = true;
         self.after(CHECKPOINT, What::Checkpointed(id, life));
         self.appended(id);
         OrderResult::Promoted { history }
@@ -180,110 +234,8 @@ impl Cluster {
             server.mode = Mode::Production;
             server.receiver = None;
             server.streaming = false;
-            self.say(id, format!("in production on timeline {next}, by hand"));
+            say!(self, id, "in production on timeline {next}, by hand");
             self.poke(id);
-        }
-    }
-
-    /// There is new WAL: whoever streams from here gets it.
-    fn appended(&mut self, id: NodeId) {
-        let hosts: Vec<NodeId> = self
-            .hosts
-            .values()
-            .filter(|h| h.server.receiver == Some(id) && !h.server.pulling)
-            .map(|h| h.id)
-            .collect();
-        for host in hosts {
-            self.host_mut(host).server.pulling = true;
-            self.after(LATENCY, What::Pull(host));
-        }
-    }
-
-    /// A receiver gets what its source has.
-    pub(super) fn pull(&mut self, id: NodeId) {
-        self.host_mut(id).server.pulling = false;
-        let server = &self.host(id).server;
-        let Some(source) = server.receiver else { return };
-        let Some(from) = self.hosts.get(&source).filter(|_| server.mode == Mode::Standby) else { return };
-        if !from.power || from.frozen || !self.net.open(id, source) {
-            // Silence: nothing is noticed. The link's end or the host's return goes on from here.
-            return;
-        }
-        if !from.server.sends() || !server.log.can_stream_from(&from.server.log) {
-            self.host_mut(id).server.streaming = false;
-            self.host_mut(id).server.pulling = true;
-            self.after(RETRY_PULL, What::Pull(id));
-            self.poke(id);
-            return;
-        }
-        let log = from.server.log.clone();
-        let server = &mut self.host_mut(id).server;
-        server.streaming = true;
-        match server.log.receive(&log) {
-            Err(text) => self.checks.violation(format!("n{id} streams from n{source}: {text}")),
-            Ok(false) => {}
-            Ok(true) => {
-                self.appended(id);
-                self.flushed_at_standbys(source);
-            }
-        }
-        self.poke(id);
-        if let Some((number, Order::AwaitEnd { .. })) = self.host(id).order {
-            let life = self.host(id).life;
-            self.after(0, What::AwaitEnds(id, life, number));
-        }
-    }
-
-    /// A client's commit: its number, or why not.
-    pub fn commit(&mut self, id: NodeId) -> Result<u64, &'static str> {
-        let now = self.now;
-        if self.host(id).server.mode != Mode::Production {
-            return Err("read-only");
-        }
-        if !self.host(id).gate_open(now) {
-            return Err("the gate is shut");
-        }
-        self.next_commit += 1;
-        let number = self.next_commit;
-        let server = &mut self.host_mut(id).server;
-        server.log.append(Kind::Commit(number));
-        let at = server.log.records.len();
-        server.unacknowledged.push((number, at));
-        self.appended(id);
-        self.flushed_at_standbys(id);
-        self.poke(id);
-        Ok(number)
-    }
-
-    /// Acknowledges the commits that enough synchronous standbys have.
-    fn flushed_at_standbys(&mut self, id: NodeId) {
-        let now = self.now;
-        if self.sync == 0 || !self.host(id).gate_open(now) {
-            return;
-        }
-        let mut flushed: Vec<usize> = self
-            .hosts
-            .values()
-            .filter(|h| h.server.receiver == Some(id) && h.server.streaming)
-            .map(|h| h.server.log.records.len())
-            .collect();
-        flushed.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(enough) = flushed.get(self.sync - 1).copied() else { return };
-        let waiting = &mut self.host_mut(id).server.unacknowledged;
-        let done: Vec<u64> = waiting.iter().filter(|(_, at)| *at <= enough).map(|(n, _)| *n).collect();
-        waiting.retain(|(_, at)| *at > enough);
-        self.checks.acknowledged.extend(done);
-    }
-
-    /// Walsenders end; receivers notice and try again.
-    fn end_walsenders(&mut self, id: NodeId) {
-        for host in self.ids() {
-            if self.host(host).server.receiver == Some(id) && self.net.open(id, host) {
-                self.host_mut(host).server.streaming = false;
-                self.host_mut(host).server.pulling = true;
-                self.after(RETRY_PULL, What::Pull(host));
-                self.poke(host);
-            }
         }
     }
 
@@ -306,15 +258,6 @@ impl Cluster {
         self.after(5, What::Exit(id, life, until, after));
     }
 
-    /// Has everybody who streams from here got everything?
-    pub(super) fn drained(&self, id: NodeId) -> bool {
-        let all = self.host(id).server.log.records.len();
-        self.hosts
-            .values()
-            .filter(|h| h.server.receiver == Some(id) && h.server.streaming)
-            .all(|h| h.server.log.records.len() >= all)
-    }
-
     /// The server's processes are gone; if the host still runs, receivers notice.
     pub(super) fn server_gone(&mut self, id: NodeId) {
         let host = self.host_mut(id);
@@ -322,6 +265,7 @@ impl Cluster {
         host.server.receiver = None;
         host.server.streaming = false;
         host.gate = 0;
+        host.ghost = false;
         if host.power {
             self.end_walsenders(id);
         }

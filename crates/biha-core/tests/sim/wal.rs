@@ -100,6 +100,29 @@ impl Log {
         Ok(more)
     }
 
+    /// Receives what `source` has more, being a stream that has begun with [`Log::receive`]: only the last record
+    /// that both have is compared.
+    pub fn receive_more(&mut self, source: &Log) -> Result<bool, String> {
+        let have = self.records.len();
+        if source.records.get(have - 1) != self.records.last() || self.history.len() != source.history.len() {
+            return self.receive(source);
+        }
+        self.records.extend_from_slice(&source.records[have..]);
+        Ok(self.records.len() > have)
+    }
+
+    /// How many records end there or before.
+    pub fn records_until(&self, lsn: Lsn) -> usize {
+        self.records.partition_point(|record| record.end <= lsn)
+    }
+
+    /// Loses what follows the first `keep` records. History files stay.
+    pub fn truncate(&mut self, keep: usize) {
+        self.records.truncate(keep.max(1));
+        let timeline = self.end().timeline;
+        self.history.retain(|entry| entry.timeline <= timeline);
+    }
+
     /// What pg_rewind does.
     pub fn rewind(&mut self, source: &Log) {
         self.records.clone_from(&source.records);

@@ -122,6 +122,11 @@ impl Link {
         self.tls.as_ref().map(|tls| tls.peer_certificates().and_then(|chain| chain.first()))
     }
 
+    /// Bytes of memory for what is on its way.
+    pub(super) fn held(&self) -> usize {
+        self.input.capacity() + self.out.capacity()
+    }
+
     /// Gives it bytes to send; [`Link::flush`] sends them.
     pub(super) fn put(&mut self, bytes: &[u8], now: Millis) {
         self.waiting_since.get_or_insert(now);

@@ -114,6 +114,16 @@ pub enum NetEvent {
     Unresolved(NodeId, std::io::Error),
 }
 
+/// What a [`Network`] holds because of others: bounded, whoever they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Connections that are open, in whatever stage.
+    pub connections: usize,
+    /// Bytes of memory for what was received and not yet handled, or is still to be sent; without the TLS
+    /// library's own.
+    pub bytes: usize,
+}
+
 /// The state of the connection to a peer, as `biha.nodes_v` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnState {

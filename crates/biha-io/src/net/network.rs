@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::link::{Link, Side, Stage};
 use super::peer::{Out, Peer};
 use super::resolver::Resolved;
-use super::{Answer, ConnState, LinkError, NetEvent, NetworkConfig, TlsConfig};
+use super::{Answer, ConnState, Held, LinkError, NetEvent, NetworkConfig, TlsConfig};
 
 pub(super) const LISTENER: usize = 0;
 pub(super) const WAKER: usize = 1;
@@ -169,6 +169,13 @@ impl Network {
             Out::Idle if peer.addresses.is_empty() => ConnState::Init,
             Out::Idle => ConnState::Idle,
         }
+    }
+
+    /// What it holds now.
+    pub fn held(&self) -> Held {
+        let links = self.links.values().chain(&self.doomed).map(Link::held);
+        let queues = self.peers.values().map(|peer| peer.queue.held());
+        Held { connections: self.links.len(), bytes: links.chain(queues).sum() }
     }
 
     /// Sends what can be sent without waiting, then ends every connection and stops listening. For the end of

@@ -79,6 +79,11 @@ impl SendQueue {
         Some(frame)
     }
 
+    /// Bytes that wait.
+    pub(super) fn held(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn clear(&mut self) {
         self.frames.clear();
         self.bytes = 0;

@@ -1,7 +1,8 @@
 //! One turn of the network: what [`Network::poll`] does.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use biha_core::wire::{self, Header};
@@ -85,19 +86,27 @@ impl Network {
         self.add_link(link);
     }
 
-    /// Room for one more incoming connection, at the cost of the oldest that has not said who it is.
+    /// Room for one more incoming connection, at the cost of the oldest of those that matter least: those that
+    /// have not said who they are, from elsewhere than a member's host first, then those of no member.
     fn make_room(&mut self) -> bool {
-        let members = 1 + self.peers.values().filter(|peer| peer.target().is_some()).count();
-        let most = 4 * members + 16;
+        let members = || self.peers.values().filter(|peer| peer.target().is_some());
+        let most = 4 * (1 + members().count()) + 16;
         let incoming = || self.links.iter().filter(|(_, link)| link.side == Side::In);
         if incoming().count() < most {
             return true;
         }
-        let oldest = incoming().find(|(_, link)| link.peer.is_none()).map(|(token, _)| *token);
-        match oldest {
-            Some(token) => self.end_link(token, LinkError::TooMany),
-            None => return false,
-        }
+        let hosts: BTreeSet<IpAddr> =
+            members().flat_map(|peer| &peer.addresses).map(SocketAddr::ip).collect();
+        let is_member = |id| self.peers.get(&id).is_some_and(|peer| peer.target().is_some());
+        let rank = |link: &Link| match link.peer {
+            None if !hosts.contains(&link.addr.ip()) => Some(0),
+            None => Some(1),
+            Some((id, _)) if !is_member(id) => Some(2),
+            Some(_) => None,
+        };
+        let least = incoming().filter_map(|(token, link)| Some((rank(link)?, *token))).min();
+        let Some((_, token)) = least else { return false };
+        self.end_link(token, LinkError::TooMany);
         true
     }
 

@@ -2,8 +2,10 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each binary uses a part of it")]
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use biha_core::*;
@@ -11,6 +13,8 @@ use biha_io::*;
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 pub const CLUSTER: ClusterId = ClusterId(0xabcd_ef01_2345_6789);
 /// How long to wait for what must happen.
@@ -229,7 +233,7 @@ impl Cluster {
         while !done(&self.nodes) {
             let shown: Vec<_> = self.nodes.values().map(|n| (n.id, &n.events)).collect();
             assert!(start.elapsed() < PATIENCE, "not in time: {what}; {shown:#?}");
-            self.step();
+            self.step(50);
         }
     }
 
@@ -237,17 +241,87 @@ impl Cluster {
     pub fn pass(&mut self, time: Millis) {
         let end = now() + time;
         while now() < end {
-            self.step();
+            self.step(end - now().min(end));
         }
     }
 
-    fn step(&mut self) {
+    /// Waits until there is something to do, but no longer than `most` ms, and does it.
+    fn step(&mut self, most: Millis) {
         let at = self.nodes.values().filter_map(|n| n.net.next_deadline()).min();
-        let pause = at.map_or(50, |at| at.saturating_sub(now())).min(50);
+        let pause = at.map_or(most, |at| at.saturating_sub(now()).min(most));
         let mut ready = mio::Events::with_capacity(16);
         self.outer.poll(&mut ready, Some(Duration::from_millis(pause))).unwrap();
         for node in self.nodes.values_mut() {
             node.turn();
         }
     }
+}
+
+/// One node that lets nobody wait long.
+pub fn lone(tls: Option<TlsConfig>) -> Cluster {
+    let limits = Limits { handshake_timeout: 200, ..Limits::default() };
+    Cluster::of([Peer::new(NetworkConfig { limits, ..config(1, tls) })])
+}
+
+/// A stranger's connection with node 1.
+pub fn raw(cluster: &mut Cluster) -> TcpStream {
+    let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, cluster.node(1).net.local_port())).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+/// Has the node ended this connection?
+pub fn ended(mut socket: &TcpStream) -> bool {
+    let mut buffer = [0; 1024];
+    loop {
+        match socket.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(e) => return e.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// An envelope's bytes.
+pub fn frame(from: u32, to: u32, incarnation: u64, message: Message) -> Vec<u8> {
+    wire::encode(&envelope(from, to, incarnation, message)).unwrap()
+}
+
+/// A blocking TLS client that trusts `ours` and has a certificate of `issuer` for `name`; says it is node
+/// `claims`.
+pub fn claim(
+    issuer: &Authority,
+    ours: &Authority,
+    name: &str,
+    port: u16,
+    claims: u32,
+) -> std::thread::JoinHandle<std::io::Result<usize>> {
+    let (certificate, key) = issuer.issue(name);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ours.pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+        )
+        .unwrap();
+    let name = certificate_name(CLUSTER, NodeId(1)).try_into().unwrap();
+    let mut tls = rustls::ClientConnection::new(Arc::new(client), name).unwrap();
+    std::thread::Builder::new()
+        .spawn(move || {
+            let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut stream = rustls::Stream::new(&mut tls, &mut socket);
+            stream.write_all(&frame(claims, 1, 1, hello()))?;
+            let mut welcome = [0; wire::HEADER_SIZE];
+            stream.read_exact(&mut welcome)?;
+            // Until the node ends it, or says nothing for a while.
+            stream.sock.set_read_timeout(Some(Duration::from_millis(300)))?;
+            stream.read_to_end(&mut Vec::new())
+        })
+        .unwrap()
 }

@@ -1,5 +1,6 @@
 //! What several scenarios need.
 
+use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -7,7 +8,6 @@ use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
 use biha_cluster_tests::node::Node;
 use biha_cluster_tests::process::Process;
 use biha_cluster_tests::verdict::Verdict;
-use biha_cluster_tests::wait::wait_until;
 
 /// A limit for what takes a fraction of a second.
 pub const TEN_SECONDS: Duration = Duration::from_secs(10);
@@ -67,9 +67,14 @@ pub fn expect_stays_down(node: &Node, time: Duration) -> Result<()> {
 
 /// Waits for a process of the node with this title, without any pause: it may be short-lived.
 pub fn wait_process(node: &Node, title: &str, timeout: Duration) -> Result<Process> {
-    wait_until(&format!("process '{title}' of node {}", node.id), timeout, || {
-        node.processes_titled(title).pop().ok_or("there is none")
-    })
+    let end = Instant::now() + timeout;
+    loop {
+        if let Some(process) = node.processes_titled(title).pop() {
+            return Ok(process);
+        }
+        ensure!(Instant::now() < end, "no process '{title}' of node {} was seen", node.id);
+        yield_now();
+    }
 }
 
 /// Makes the leader's WAL part from everyone else's: rows that no other node gets, in a table of their own.

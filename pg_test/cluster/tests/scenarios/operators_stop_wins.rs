@@ -133,7 +133,7 @@ fn stop_in_the_middle_of_a_rewind() {
         diverge(old, 100_000)?;
         old.kill_all()?;
         cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
-        old.start()?;
+        old.start_unawaited()?;
         let rewind = wait_process(old, "pg_rewind", A_MINUTE)?;
         signal(rewind.pid, Signal::STOP)?;
         let asked = old.signal(Signal::INT);

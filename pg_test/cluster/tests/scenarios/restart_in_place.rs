@@ -22,7 +22,7 @@ use rustix::process::Signal;
 
 use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, expect_stays_down, failover_lines};
 
-const IN_PLACE: &str = "restarting in place";
+const IN_PLACE: &str = "LOG:  restarting in place";
 
 /// Hands over to `target` and waits until all is well.
 fn switch(cluster: &Cluster, target: u32) -> Result<()> {

@@ -59,7 +59,7 @@ fn sigterm_to_a_leaders_controller() {
         let (before, pid) = (leader.own_status()?, leader.postmaster());
         let mark = leader.log_mark();
         let new = end_worker(cluster, leader, CONTROLLER, Signal::TERM)?;
-        leader.wait_log(mark, "restarting in place", TEN_SECONDS)?;
+        leader.wait_log(mark, "LOG:  restarting in place", TEN_SECONDS)?;
         let after = cluster.node(new).own_status()?;
         ensure!(after.term > before.term, "term {} after term {}: no election", after.term, before.term);
         ensure!(leader.postmaster() == pid, "the postmaster is another one");

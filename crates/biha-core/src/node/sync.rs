@@ -1,0 +1,138 @@
+//! Synchronous commit without loss: what a leader inherited is shown only when a synchronous quorum has it, and a
+//! change of the configuration is in force only when nothing depends on the old one any more.
+//!
+//! Reads (elections) and writes (acknowledged commits) must overlap: k + 1 + nquorum > voters, at every moment and
+//! from each configuration to the next.
+
+use crate::command::CommandError;
+use crate::config::{ClusterConfig, Lossless};
+use crate::{Lsn, Millis, NodeId};
+
+use super::{Node, Role, invalid};
+
+/// How often to look whether standbys have flushed what is waited for, in ms.
+const LOOK: Millis = 5;
+
+/// What a new leader must see replicated before it may commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) enum Inherited {
+    /// It has not written the first record of its timeline, as far as known.
+    #[default]
+    Unknown,
+    /// Enough standbys must have this much.
+    Until(Lsn),
+    /// They had.
+    Safe,
+}
+
+/// Where the change of a configuration that guards commits stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(super) enum Barrier {
+    /// Made in this very step: commits may still be acknowledged as before.
+    #[default]
+    New,
+    /// From now on commits are acknowledged as it says.
+    InForce,
+    /// What was acknowledged before ends here at the latest; enough standbys must have it.
+    Until(Lsn),
+}
+
+impl Node {
+    /// May this leader's clients see what it inherited? Raft's rule that a leader commits nothing of older terms by
+    /// itself (Ongaro 2014, §3.6.2): the first record of the own timeline must be on a synchronous quorum, and the
+    /// configuration that says what that is, on an electing one.
+    pub(super) fn inherited_is_safe(&mut self) -> bool {
+        let (synced, hint) = (self.server.synced, self.server.hint);
+        let guarded = self.config.guards_commits();
+        let Role::Leader(leader) = &mut self.role else { return false };
+        let (Some(opened), Some(end)) = (leader.history.last(), hint) else { return false };
+        if leader.inherited == Inherited::Unknown && end.timeline == opened.timeline && end.lsn > opened.fork
+        {
+            leader.inherited = Inherited::Until(end.lsn);
+        }
+        if let Inherited::Until(end) = leader.inherited
+            && synced >= end
+            && leader.change.is_none()
+        {
+            leader.inherited = Inherited::Safe;
+        }
+        !guarded || leader.inherited == Inherited::Safe
+    }
+
+    /// When to look again for what standbys have flushed.
+    pub(super) fn sync_deadline(&self) -> Millis {
+        let Role::Leader(leader) = &self.role else { return Millis::MAX };
+        let promoted = !leader.history.is_empty();
+        let waits = leader.inherited != Inherited::Safe || leader.change.is_some();
+        if self.config.guards_commits() && promoted && waits { self.now + LOOK } else { Millis::MAX }
+    }
+
+    /// The voters whose flush a commit may count. While a member is being taken in or out it does not count: an
+    /// election by the other configuration would not ask it. That does not matter where commits were not guarded.
+    pub(super) fn synchronous(&self) -> Vec<NodeId> {
+        let change = match &self.role {
+            Role::Leader(leader) => leader.change.as_ref(),
+            _ => None,
+        };
+        let old = change.map(|change| &change.old).filter(|old| old.guards_commits());
+        let before = |id: &NodeId| old.is_none_or(|old| old.wal_voters().any(|voter| voter == *id));
+        self.config.wal_voters().filter(before).collect()
+    }
+
+    /// Steps are what the outside sees: what was decided in the last one is in force now.
+    pub(super) fn begin_step(&mut self) {
+        if let Role::Leader(leader) = &mut self.role
+            && let Some(change) = &mut leader.change
+            && change.barrier == Barrier::New
+        {
+            change.barrier = Barrier::InForce;
+        }
+    }
+
+    /// Has a synchronous quorum by the new configuration everything that was acknowledged by the old one?
+    pub(super) fn change_is_flushed(&mut self) -> bool {
+        let (synced, hint) = (self.server.synced, self.server.hint);
+        let guarded = self.config.guards_commits();
+        let (members, settings) = (&self.config.members, &self.config.settings);
+        let Role::Leader(leader) = &mut self.role else { return false };
+        let Some(change) = &mut leader.change else { return false };
+        let republished = change.old.members == *members && change.old.settings == *settings;
+        if !guarded || republished {
+            return true;
+        }
+        if change.barrier == Barrier::InForce
+            && let Some(end) = hint
+        {
+            change.barrier = Barrier::Until(end.lsn);
+        }
+        matches!(change.barrier, Barrier::Until(end) if synced >= end)
+    }
+
+    /// Under `lossless = require` no change may let an acknowledged commit be lost, on the way included.
+    pub(super) fn check_lossless(&self, new: &ClusterConfig) -> Result<(), CommandError> {
+        if new.settings.lossless != Lossless::Require {
+            return Ok(());
+        }
+        let (lossless, why) = new.lossless();
+        if !lossless {
+            return Err(invalid(
+                format!("lossless is \"require\", but with this change commits could be lost: {why}"),
+                "k + 1 + nquorum must be more than the number of voters: change biha.set_sync_standbys or \
+                 biha.set_nquorum first, or relax biha.set_lossless.",
+            ));
+        }
+        let pending = match &self.role {
+            Role::Leader(leader) => leader.change.as_ref().map(|change| &change.old),
+            _ => None,
+        };
+        let before = [Some(&self.config), pending];
+        let guarded = |old: &&&ClusterConfig| old.settings.lossless == Lossless::Require;
+        if before.iter().flatten().filter(guarded).any(|old| old.may_lose_by(new)) {
+            return Err(invalid(
+                "a quorum after this change could lack a commit that was acknowledged before it",
+                "Raise biha.set_sync_standbys by one first, and lower it again afterwards.",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! The operator, while everything is on fire: parameters, members, nodes made anew.
+
+use biha_core::*;
+
+use super::run::Run;
+use super::sim::{self, ServerMode, say};
+
+/// How long the operator waits before another attempt, in ms.
+const AGAIN: Millis = 300;
+
+/// What the operator is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// Take the node out of the cluster; then, if so, make it anew.
+    Remove { id: NodeId, again: bool },
+    /// Enter it as a new member.
+    Add { id: NodeId },
+}
+
+/// One task at a time; a request is repeated until it is done.
+#[derive(Debug, Default)]
+pub struct Operator {
+    task: Option<Task>,
+    /// Where it was given, in which life of that node, and under which number.
+    asked: Option<(NodeId, u64, RequestId)>,
+    not_before: Millis,
+    /// Removed for good.
+    retired: Vec<NodeId>,
+}
+
+impl Operator {
+    pub fn is_busy(&self) -> bool {
+        self.task.is_some()
+    }
+
+    pub fn will_renew(&mut self, id: NodeId) {
+        self.retired.retain(|retired| *retired != id);
+        self.task = Some(Task::Remove { id, again: true });
+        self.asked = None;
+    }
+
+    /// Is the node not to be started?
+    pub fn keeps_down(&self, id: NodeId) -> bool {
+        self.retired.contains(&id) || matches!(self.task, Some(Task::Add { id: adds }) if adds == id)
+    }
+
+    pub fn retired(&self, id: NodeId) -> bool {
+        self.retired.contains(&id)
+    }
+}
+
+impl Run {
+    pub fn user(&mut self, at: NodeId, command: Command) {
+        self.requests += 1;
+        self.cluster.step(at, Input::Command(self.requests, command));
+    }
+
+    pub fn change_parameter(&mut self, at: NodeId, target: NodeId) {
+        let voters = self.cluster.host(at).disk.config.voters().count() as u32;
+        let majority = voters / 2 + 1;
+        let some = majority + self.rng.below(u64::from(voters - majority + 1)) as u32;
+        let votes = self.rng.one_in(2);
+        let k = self.rng.below(u64::from(majority)) as u32;
+        let setting = match self.rng.below(10) {
+            0 | 1 => Setting::HeartbeatSendPeriod(self.rng.pick(&[50, 100, 200])),
+            2 => Setting::HeartbeatMaxLost(self.rng.pick(&[4, 6, 10])),
+            3 if self.voters_change => Setting::Nquorum(Some(some)),
+            4 if self.voters_change => Setting::Nquorum(None),
+            5 => Setting::Minnodes(self.rng.one_in(2).then_some(majority)),
+            6 if self.voters_change => Setting::SyncStandbys(k),
+            kind => {
+                let setting = match kind {
+                    7 if self.voters_change => MemberSetting::CanVote(votes),
+                    8 if self.voters_change => MemberSetting::CanBeLeader(votes),
+                    _ => MemberSetting::Priority(self.rng.below(300) as i32 - 1),
+                };
+                self.user(at, Command::SetMember(target, setting));
+                return;
+            }
+        };
+        self.user(at, Command::Set(vec![setting]));
+    }
+
+    /// Takes a member out, or a new one in. False if the operator has something else to do.
+    pub fn change_members(&mut self, id: NodeId) -> bool {
+        if self.operator.is_busy() || !self.voters_change || self.leader().is_none() {
+            return false;
+        }
+        let host = self.cluster.host(id);
+        if self.operator.retired(id) {
+            self.operator.retired.retain(|retired| *retired != id);
+            self.operator.task = Some(Task::Add { id });
+            return true;
+        }
+        let members = host.disk.config.members.len();
+        if members > 2 && self.rng.one_in(2) {
+            let again = self.rng.one_in(2);
+            self.operator.task = Some(Task::Remove { id, again });
+            return true;
+        }
+        let new = NodeId(self.cluster.hosts.len() as u32 + 1);
+        if new.0 > self.most_nodes {
+            return false;
+        }
+        let (config, options) = (host.disk.config.clone(), host.options);
+        self.cluster.add_host(new, config, options);
+        self.set_clock(new);
+        self.cluster.host_mut(new).stopped = true;
+        self.operator.task = Some(Task::Add { id: new });
+        true
+    }
+
+    /// What the operator does next.
+    pub fn operate(&mut self) {
+        let Some(task) = self.operator.task else { return };
+        let now = self.cluster.now;
+        if let Some((at, life, request)) = self.operator.asked {
+            let host = self.cluster.host(at);
+            let Some((_, result)) = host.replies.iter().rev().find(|(number, _)| *number == request) else {
+                // Who dies answers nothing.
+                if host.life != life || host.controller.is_none() {
+                    self.operator.asked = None;
+                }
+                return;
+            };
+            let result = result.clone();
+            self.operator.asked = None;
+            self.operator.not_before = now + AGAIN;
+            self.answered(task, &result);
+            return;
+        }
+        let Some(leader) = self.leader().filter(|_| now >= self.operator.not_before) else { return };
+        let command = match task {
+            Task::Remove { id, .. } if id == leader => Command::SetLeader(self.some_node()),
+            Task::Remove { id, .. } => Command::RemoveNode(id),
+            Task::Add { id } => Command::AddNode(id, sim::member(Mode::Regular, -1)),
+        };
+        // Not every command is given at the leader.
+        let other = self.some_node();
+        let at = if self.rng.one_in(4) && self.cluster.host(other).watched() { other } else { leader };
+        let handover = matches!(command, Command::SetLeader(_));
+        self.user(at, command);
+        self.operator.not_before = now + AGAIN;
+        if !handover {
+            self.operator.asked = Some((at, self.cluster.host(at).life, self.requests));
+        }
+    }
+
+    fn answered(&mut self, task: Task, result: &CommandResult) {
+        let done = match result {
+            Ok(()) => true,
+            Err(CommandError::Invalid { text, .. }) => {
+                // As bihactl does: what is no member any more need not be removed.
+                matches!(task, Task::Remove { .. }) && text.contains("not a member")
+            }
+            Err(_) => false,
+        };
+        if !done {
+            if matches!(result, Err(CommandError::Invalid { .. })) && !self.is_lost(task) {
+                self.operator.task = None;
+            }
+            return;
+        }
+        match task {
+            Task::Remove { id, again } => {
+                say!(self.cluster, id, "OPERATOR has removed it");
+                if again || self.cluster.host(id).disk.lost {
+                    self.cluster.kill_host(id);
+                    self.operator.task = Some(Task::Add { id });
+                } else {
+                    self.operator.task = None;
+                    self.operator.retired.push(id);
+                    if self.rng.one_in(2) {
+                        self.cluster.kill_host(id);
+                    }
+                }
+            }
+            Task::Add { id } => {
+                let Some(leader) = self.leader() else { return };
+                if self.cluster.host(id).controller.is_some()
+                    || self.cluster.host(id).server.mode != ServerMode::Down
+                {
+                    self.cluster.kill_host(id);
+                }
+                self.cluster.renew(id, leader);
+                self.operator.task = None;
+                self.cluster.boot(id);
+            }
+        }
+    }
+
+    /// Whoever lost its memory is made anew, whatever it takes.
+    fn is_lost(&self, task: Task) -> bool {
+        let (Task::Remove { id, .. } | Task::Add { id }) = task;
+        self.cluster.host(id).disk.lost
+    }
+
+    /// Can the others elect, and write, without this node?
+    pub fn can_spare(&self, id: NodeId) -> bool {
+        if self.operator.is_busy() && !self.mutated {
+            return false;
+        }
+        let newest = self.newest_config();
+        let others = newest.members.iter().filter(|(other, m)| **other != id && !m.joining);
+        let without: Vec<_> = others.filter(|(other, _)| !self.is_away(**other)).collect();
+        let voters = without.iter().filter(|(_, m)| m.is_voter()).count();
+        let wal = without.iter().filter(|(_, m)| m.is_wal_voter()).count();
+        newest.members.contains_key(&id)
+            && voters >= newest.nquorum()
+            && without.len() >= newest.minnodes()
+            && wal > newest.settings.sync_standbys as usize
+            && without.iter().any(|(_, m)| m.is_electable())
+    }
+
+    /// Not there, and not to be had by starting it.
+    pub fn is_away(&self, id: NodeId) -> bool {
+        self.cluster.hosts.get(&id).is_none_or(|h| h.disk.lost || h.disk.hard.error.is_some())
+            || self.operator.keeps_down(id)
+    }
+
+    pub fn newest_config(&self) -> ClusterConfig {
+        let configs = self.cluster.hosts.values().map(|h| &h.disk.config);
+        configs.max_by_key(|config| config.version).cloned().unwrap_or_default()
+    }
+}

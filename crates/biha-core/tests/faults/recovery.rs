@@ -1,0 +1,171 @@
+//! After the faults: a leader in time (L1), all follow; then one clean failure and one clean switchover.
+
+use biha_core::*;
+
+use super::run::Run;
+use super::sim::{Chaos, Host, PROMOTE, Rule, say};
+
+/// What a switchover or failover may take besides waiting: orders, restarts and the first replication, in ms.
+const WORK: Millis = 2000;
+
+impl Run {
+    /// No more faults: one leader that takes writes, and all others stream from it.
+    pub fn recover(&mut self) -> Result<(), String> {
+        say!(self.cluster, NodeId(0), "no more faults");
+        let late = self.cluster.chaos.jitter.max(self.cluster.chaos.slow_write);
+        self.cluster.chaos = Chaos::default();
+        self.free_disks();
+        self.thaw_all();
+        // What is on its way still arrives.
+        self.work(1 + late)?;
+        self.boot_all();
+        self.heal();
+        let begin = self.cluster.now;
+        let timeout = self.longest_timeout();
+        let end = begin + 6 * timeout + WORK;
+        while self.cluster.now < end && self.leader().is_none() {
+            self.mend();
+            self.work(20)?;
+        }
+        let Some(leader) = self.leader() else {
+            // WAL that nobody elected neither votes nor stands; without it there may be no quorum.
+            let excused = self.by_hand || !self.can_elect();
+            return if excused { self.verdict() } else { Err("L1: no leader in time".to_owned()) };
+        };
+        self.figures.after_faults(self.nodes, self.cluster.now - begin, timeout);
+        say!(self.cluster, leader, "leads {} ms after the last fault", self.cluster.now - begin);
+        for _ in 0..1000 {
+            self.mend();
+            self.work(50)?;
+            if self.all_follow() && !self.operator.is_busy() {
+                return self.verdict();
+            }
+        }
+        if self.by_hand { self.verdict() } else { Err(self.who_does_not_follow()) }
+    }
+
+    fn who_does_not_follow(&self) -> String {
+        let followers = |h: &&Host| Some(h.id) != self.leader() && !h.server.streaming;
+        let missing: Vec<NodeId> = self.cluster.hosts.values().filter(followers).map(|h| h.id).collect();
+        format!("not all nodes follow in time: {missing:?} do not; the operator: {:?}", self.operator)
+    }
+
+    /// The longest time that anybody waits for a leader, or is bound by a promise.
+    fn longest_timeout(&self) -> Millis {
+        let of = |h: &Host| h.disk.config.settings.election_timeout().max(h.disk.hard.longest_promise);
+        self.cluster.hosts.values().map(of).max().unwrap_or(0)
+    }
+
+    /// Is there a quorum with an electable member, and are there enough nodes to take writes?
+    fn can_elect(&self) -> bool {
+        let config = self.newest_config();
+        let there: Vec<_> = config.members.iter().filter(|(id, _)| !self.is_away(**id)).collect();
+        there.iter().filter(|(_, m)| m.is_voter()).count() >= config.nquorum()
+            && there.iter().filter(|(_, m)| !m.joining).count() >= config.minnodes()
+            && there.iter().any(|(_, m)| m.is_electable())
+            && there.iter().filter(|(_, m)| m.is_wal_voter()).count() > config.settings.sync_standbys as usize
+    }
+
+    /// The operator boots what a lost race left down, and resets the errors that faults may cause.
+    fn mend(&mut self) {
+        self.boot_all();
+        for id in self.cluster.ids() {
+            let Some(error) = self.cluster.host(id).disk.hard.error.clone() else { continue };
+            match error.kind {
+                NodeErrorKind::RewindFailed => self.user(id, Command::ResetNodeError),
+                NodeErrorKind::TimelineConflict if self.by_hand => {}
+                NodeErrorKind::Removed => {}
+                _ => self.cluster.checks.violation(Rule::Node, format!("n{id}: {}", error.text)),
+            }
+        }
+    }
+
+    fn all_follow(&self) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let config = &self.cluster.host(leader).disk.config;
+        config.members.iter().filter(|(id, _)| **id != leader && !self.operator.keeps_down(**id)).all(
+            |(id, m)| {
+                let h = self.cluster.host(*id);
+                let synced = h.disk.config.version == config.version && !m.joining;
+                synced && (m.mode == Mode::Referee || h.server.streaming && h.server.receiver == Some(leader))
+            },
+        )
+    }
+
+    /// L1 with nothing else going on: the leader dies, silently or not, and the others have a new one within two
+    /// election timeouts. Priorities and a server's work are counted apart.
+    pub fn fail_over(&mut self) -> Result<(), String> {
+        let Some(leader) = self.leader().filter(|id| self.can_spare(*id) && !self.by_hand) else {
+            return Ok(());
+        };
+        let silently = self.seed.is_multiple_of(2);
+        let begin = self.cluster.now;
+        say!(self.cluster, leader, "dies{}", if silently { " silently" } else { "" });
+        if silently {
+            self.cluster.kill_host(leader);
+        } else {
+            self.cluster.kill_postmaster(leader);
+        }
+        let timeout = self.longest_timeout();
+        let waits = if silently { 2 * timeout } else { 0 };
+        let bound = waits + self.longest_priority() + PROMOTE + WORK;
+        while self.leader().is_none() {
+            self.work(5)?;
+            if self.cluster.now > begin + bound {
+                return Err(format!("L1: no leader {bound} ms after the last one's death"));
+            }
+        }
+        let took = self.cluster.now - begin;
+        self.figures.failed_over(self.nodes, silently, took);
+        say!(self.cluster, NodeId(0), "a leader after {took} ms");
+        self.cluster.boot(leader);
+        self.until_all_follow()
+    }
+
+    fn longest_priority(&self) -> Millis {
+        let members = self.newest_config().members;
+        members.values().map(|m| Millis::try_from(m.priority).unwrap_or(0)).max().unwrap_or(0)
+    }
+
+    fn until_all_follow(&mut self) -> Result<(), String> {
+        for _ in 0..200 {
+            self.mend();
+            self.work(50)?;
+            if self.all_follow() {
+                return self.verdict();
+            }
+        }
+        Err(self.who_does_not_follow())
+    }
+
+    /// A planned switchover loses nothing, also where replication is asynchronous.
+    pub fn switch_over(&mut self) -> Result<(), String> {
+        let Some(leader) = self.leader().filter(|_| !self.by_hand) else { return Ok(()) };
+        let config = self.cluster.host(leader).disk.config.clone();
+        let others: Vec<NodeId> = config
+            .members
+            .iter()
+            .filter(|(id, m)| m.is_electable() && **id != leader && self.cluster.host(**id).server.streaming)
+            .map(|(id, _)| *id)
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let target = self.rng.pick(&others);
+        let term = self.cluster.host(leader).disk.hard.term;
+        let begin = self.cluster.now;
+        say!(self.cluster, leader, "is to hand over to n{target}");
+        self.user(leader, Command::SetLeader(target));
+        while self.leader() != Some(target) {
+            self.work(5)?;
+            if self.cluster.now > begin + self.longest_timeout() + WORK {
+                return Err(format!("n{target} does not lead in time after a switchover"));
+            }
+        }
+        self.figures.switched_over(self.nodes, self.cluster.now - begin);
+        match self.cluster.lost_commit(target, |acknowledged_in| acknowledged_in == term) {
+            Some(lost) => Err(format!("the switchover to n{target} loses the acknowledged commit {lost}")),
+            None => self.until_all_follow(),
+        }
+    }
+}

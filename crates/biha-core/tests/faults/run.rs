@@ -1,0 +1,234 @@
+//! One seed: a cluster, faults, and what must hold during them and after them.
+
+use biha_core::*;
+
+use super::fault::Fault;
+use super::figures::Figures;
+use super::operator::Operator;
+use super::sim::{Chaos, Cluster, Fingerprint, Mutation, Rng, Rule, ServerMode, say};
+
+/// A clock may be wrong by so many parts per million, and the other way at another node: together less than the
+/// tenth by which a lease is shorter than its promise.
+const CLOCKS: [u64; 4] = [0, 100, 20_000, 45_000];
+/// Numbers of nodes; small ones more often.
+const NODES: [(u32, u64); 14] = [
+    (1, 3),
+    (2, 6),
+    (3, 36),
+    (4, 8),
+    (5, 24),
+    (6, 3),
+    (7, 9),
+    (8, 1),
+    (9, 5),
+    (12, 1),
+    (16, 2),
+    (24, 1),
+    (32, 1),
+    (64, 1),
+];
+
+/// What a run is to show.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    pub mutations: Vec<Mutation>,
+    /// What is broken by them on purpose, and not looked at.
+    pub expected: Vec<Rule>,
+    /// Three to five nodes, synchronous.
+    pub lossless: bool,
+    /// Clocks are wrong by up to so many parts per million.
+    pub clocks: Option<u64>,
+    /// Clocks stand while their host is frozen.
+    pub pausing_clocks: bool,
+    pub tracing: bool,
+}
+
+pub struct Run {
+    pub seed: u64,
+    pub cluster: Cluster,
+    pub rng: Rng,
+    pub timeout: Millis,
+    pub requests: RequestId,
+    pub figures: Figures,
+    pub operator: Operator,
+    pub last_fault: Fault,
+    /// How many nodes it began with, and may have at most.
+    pub nodes: u32,
+    pub most_nodes: u32,
+    /// Clients commit once in so many ms.
+    pace: Millis,
+    /// Voters are added and removed, and what counts as a quorum changes.
+    pub voters_change: bool,
+    /// Somebody may promote a server by hand, and did: a number may have been taken twice, which is an error to
+    /// be seen.
+    pub hands: bool,
+    pub by_hand: bool,
+    /// Rules are taken out: nobody waits for the cluster to be whole again.
+    pub mutated: bool,
+    clock_error: u64,
+    pausing_clocks: bool,
+}
+
+impl Run {
+    pub fn new(seed: u64, plan: &Plan) -> Run {
+        let mut rng = Rng::new(seed ^ 0x5eed);
+        let mut cluster = Cluster::new(seed);
+        cluster.tracing = plan.tracing;
+        cluster.mutations.clone_from(&plan.mutations);
+        cluster.checks.expected.clone_from(&plan.expected);
+        let config = some_config(&mut rng, plan.lossless);
+        let (nodes, timeout) = (config.members.len() as u32, config.settings.election_timeout());
+        let voters_change = !plan.lossless && rng.one_in(3);
+        let guarded = config.lossless().0 && config.guards_commits();
+        cluster.checks.lossless =
+            guarded && (!voters_change || config.settings.lossless == Lossless::Require);
+        let mut run = Run {
+            seed,
+            cluster,
+            timeout,
+            requests: 0,
+            figures: Figures::default(),
+            operator: Operator::default(),
+            last_fault: Fault::Repair,
+            nodes,
+            most_nodes: nodes + 2,
+            pace: 10 + Millis::from(nodes),
+            voters_change,
+            hands: !guarded && rng.one_in(8),
+            by_hand: false,
+            mutated: !plan.mutations.is_empty() || !plan.expected.is_empty(),
+            clock_error: plan.clocks.unwrap_or(rng.pick(&CLOCKS)),
+            pausing_clocks: plan.pausing_clocks,
+            rng,
+        };
+        for id in config.members.keys().copied() {
+            let options = Options { autorewind: true, trust_refused: false };
+            run.cluster.add_host(id, config.clone(), options);
+            run.set_clock(id);
+        }
+        run
+    }
+
+    pub fn set_clock(&mut self, id: NodeId) {
+        let clock = &mut self.cluster.host_mut(id).clock;
+        clock.offset = self.rng.below(100_000_000);
+        clock.ppm = self.rng.below(2 * self.clock_error + 1) as i64 - self.clock_error as i64;
+        clock.pauses = self.pausing_clocks;
+    }
+
+    /// Faults, then their end.
+    pub fn all(&mut self) -> Result<(), String> {
+        self.faults()?;
+        self.recover()?;
+        self.fail_over()?;
+        self.switch_over()?;
+        self.figures.of(self.nodes, &self.cluster);
+        Ok(())
+    }
+
+    /// Faults, as far as safety goes.
+    pub fn faults(&mut self) -> Result<(), String> {
+        for id in self.cluster.ids() {
+            self.cluster.boot(id);
+        }
+        self.work(self.timeout)?;
+        self.disturb()
+    }
+
+    /// Clients commit for so long.
+    pub fn work(&mut self, ms: Millis) -> Result<(), String> {
+        let end = self.cluster.now + ms;
+        while self.cluster.now < end {
+            let elections = self.cluster.checks.elections();
+            self.cluster.run(self.pace.min(end - self.cluster.now));
+            for id in self.cluster.ids() {
+                if self.cluster.host(id).server.mode == ServerMode::Production {
+                    let _ = self.cluster.commit(id);
+                }
+            }
+            let elected = self.cluster.checks.elections() - elections;
+            if elected > 0 {
+                self.figures.elected(self.last_fault, elected);
+            }
+            self.operate();
+            self.verdict()?;
+        }
+        Ok(())
+    }
+
+    pub fn verdict(&self) -> Result<(), String> {
+        match self.cluster.checks.violations.first() {
+            Some(_) => Err(self.cluster.checks.violations.join("\n")),
+            None => Ok(()),
+        }
+    }
+
+    fn disturb(&mut self) -> Result<(), String> {
+        let rng = &mut self.rng;
+        self.cluster.chaos = Chaos {
+            loss: rng.pick(&[0, 0, 20, 200]),
+            duplicates: rng.pick(&[0, 50]),
+            jitter: rng.pick(&[0, 5, 50, self.timeout]),
+            failing_orders: rng.pick(&[0, 20, 100]),
+            crash: rng.pick(&[0, 0, 1, 10]),
+            lying_hints: rng.one_in(2),
+            torn_wal: rng.one_in(2),
+            slow_start: rng.pick(&[0, 0, 200, 2 * self.timeout]),
+            slow_writes: rng.pick(&[0, 0, 50, 500]),
+            slow_write: rng.pick(&[20, 200, self.timeout]),
+        };
+        let faults = 5 + self.rng.below(30);
+        for _ in 0..faults {
+            self.fault()?;
+            let most = self.rng.pick(&[200, self.timeout, 3 * self.timeout]);
+            let wait = self.rng.below(most);
+            self.work(wait)?;
+        }
+        Ok(())
+    }
+
+    pub fn leader(&self) -> Option<NodeId> {
+        let now = self.cluster.now;
+        self.cluster.hosts.values().find(|h| h.gate > 0 && h.gate_open(now)).map(|h| h.id)
+    }
+
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.cluster.fingerprint
+    }
+}
+
+fn some_config(rng: &mut Rng, lossless: bool) -> ClusterConfig {
+    let nodes = if lossless { rng.pick(&[3, 3, 4, 5, 5]) } else { some_number_of_nodes(rng) };
+    let referee = nodes > 2 && rng.one_in(4);
+    let mut config = ClusterConfig::default();
+    for id in 1..=nodes {
+        let mode = match rng.below(2) {
+            0 if referee && id == nodes => Mode::Referee,
+            1 if referee && id == nodes => Mode::RefereeWithWal,
+            _ => Mode::Regular,
+        };
+        let priority = if rng.one_in(4) { rng.below(200) as i32 } else { -1 };
+        config.members.insert(NodeId(id), super::sim::member(mode, priority));
+    }
+    config.settings.heartbeat_send_period = rng.pick(&[50, 100, 200]);
+    config.settings.heartbeat_max_lost = 4 + rng.below(7) as u32;
+    if nodes > 2 && (rng.one_in(2) || lossless) {
+        let k = (config.voters().count() - config.nquorum()) as u32;
+        let standbys = config.wal_voters().count().saturating_sub(1) as u32;
+        config.settings.sync_standbys = (k + rng.below(2) as u32).min(standbys);
+        config.settings.lossless = rng.pick(&[Lossless::Warn, Lossless::Require]);
+    }
+    config
+}
+
+fn some_number_of_nodes(rng: &mut Rng) -> u32 {
+    let all: u64 = NODES.iter().map(|(_, weight)| weight).sum();
+    let mut chosen = rng.below(all);
+    for (nodes, weight) in NODES {
+        match chosen.checked_sub(weight) {
+            Some(rest) => chosen = rest,
+            None => return nodes,
+        }
+    }
+    3
+}

@@ -1,0 +1,73 @@
+//! S6: a change of the configuration that a user was told of is in every later leader's configuration.
+//!
+//! Versions alone do not show it: a later leader's is always higher. So it is remembered which version was made of
+//! which.
+
+use biha_core::*;
+
+use super::check::Checks;
+use super::{Cluster, Rule};
+
+impl Checks {
+    /// A user gave a command, at the leader or elsewhere.
+    pub(super) fn asked(&mut self, request: RequestId, command: &Command, leads: bool) {
+        if !matches!(command, Command::SetLeader(_) | Command::ResetNodeError) {
+            self.asked.insert(request, leads);
+        }
+    }
+
+    /// Was `new` made of `old`, at once or by way of others?
+    fn descends(&self, new: ConfigVersion, old: ConfigVersion) -> bool {
+        let mut version = new;
+        while version != old {
+            match self.made_of.get(&version) {
+                Some(before) => version = *before,
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+impl Cluster {
+    /// A configuration is about to be written.
+    pub(super) fn check_new_config(&mut self, id: NodeId, config: &ClusterConfig) {
+        let disk = &self.hosts[&id].disk;
+        let leads = self.hosts[&id]
+            .controller
+            .as_ref()
+            .is_some_and(|node| node.state().is_leader() && node.hard().term == config.version.term);
+        if leads {
+            let known = self.checks.made_of.insert(config.version, disk.config.version);
+            if known.is_some_and(|known| known != disk.config.version) {
+                let text = format!("n{id} makes version {:?} a second time", config.version);
+                self.checks.violation(Rule::S6, text);
+            }
+        }
+    }
+
+    /// A user is told that a command given at the leader itself is done.
+    pub(super) fn check_reply(&mut self, id: NodeId, request: RequestId, result: &CommandResult) {
+        if self.checks.asked.get(&request) == Some(&true) && result.is_ok() {
+            self.check_settled(id);
+        }
+    }
+
+    /// The leader says that a command is done: its configuration is one that must not be lost.
+    pub(super) fn check_settled(&mut self, id: NodeId) {
+        let version = self.host(id).disk.config.version;
+        if self.checks.settled.last() != Some(&version) {
+            self.checks.settled.push(version);
+        }
+    }
+
+    /// Has a new leader every change that users were told of in earlier terms?
+    pub(super) fn check_configuration(&mut self, id: NodeId, term: Term) {
+        let own = self.host(id).disk.config.version;
+        let lost = |old: &&ConfigVersion| old.term < term && !self.checks.descends(own, **old);
+        if let Some(lost) = self.checks.settled.iter().find(lost) {
+            let text = format!("n{id} leads term {term} with {own:?}, which does not come of {lost:?}");
+            self.checks.violation(Rule::S6, text);
+        }
+    }
+}

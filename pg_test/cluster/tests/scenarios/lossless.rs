@@ -1,0 +1,178 @@
+//! Commits that standbys must have: who cancels, terminates or stops a server must not make anyone believe in a
+//! row that no standby has.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use biha_cluster_tests::client::{Session, sqlstate};
+use biha_cluster_tests::cluster::{Builder, Cluster};
+use biha_cluster_tests::logs::{Expected, expect};
+use biha_cluster_tests::node::{Node, StopMode};
+use biha_cluster_tests::process;
+use biha_cluster_tests::scenario::run;
+use biha_cluster_tests::wait::wait_until;
+use rustix::process::Signal;
+
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+
+const WAITING: &str = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+const VISIBLE: &str = "SELECT count(*) FROM t";
+/// For how long nothing must happen. Long against a network round trip, short against the lease.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// A statement that another thread runs: what came of it, once it is known.
+struct Pending(Receiver<Result<()>>);
+
+impl Pending {
+    fn start(node: &Node, first: &str, then: &str) -> Result<Pending> {
+        let session = Session::open(&node.address, "postgres", A_MINUTE)?;
+        if !first.is_empty() {
+            session.query(first)?;
+        }
+        let (tell, told) = channel();
+        let sql = then.to_string();
+        thread::spawn(move || {
+            // Nobody listens any more where the test has failed.
+            tell.send(session.query(&sql).map(drop)).ok();
+        });
+        Ok(Pending(told))
+    }
+
+    fn expect_unanswered(&self) -> Result<()> {
+        match self.0.recv_timeout(A_WHILE) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            answer => bail!("it was answered: {answer:?}"),
+        }
+    }
+
+    fn answer(&self) -> Result<()> {
+        self.0.recv_timeout(TEN_SECONDS).context("no answer came")?
+    }
+}
+
+fn expected() -> Vec<Expected> {
+    let mut lines = failover_lines();
+    lines.extend([
+        expect("FATAL:  terminating connection due to administrator command", "terminated by the test"),
+        expect("WARNING:  canceling the wait for synchronous replication", "ended by the controller"),
+        expect("WARNING:  acknowledged commits can be lost", "a setting of the test"),
+        expect("ERROR:  lossless is", "what must be refused"),
+    ]);
+    lines
+}
+
+fn builder() -> Builder {
+    Cluster::builder().sync_standbys(1).setting("max_prepared_transactions", "4")
+}
+
+fn waiting_pid(leader: &Node) -> Result<String> {
+    wait_until("a commit that waits", TEN_SECONDS, || leader.value(WAITING))
+}
+
+fn thaw(senders: &[i32]) -> Result<()> {
+    senders.iter().try_for_each(|pid| process::signal(*pid, Signal::CONT))
+}
+
+#[test]
+fn lossless_cancelled_wait_shows_no_row() {
+    run("lossless_cancelled_wait_shows_no_row", builder(), &expected(), |cluster, _| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        let senders = leader.freeze_walsenders()?;
+        let timeout = "SET statement_timeout = '50ms'";
+        let pending = Pending::start(leader, timeout, "INSERT INTO t VALUES (1)")?;
+        let pid = waiting_pid(leader)?;
+        leader.value(&format!("SELECT pg_cancel_backend({pid})"))?;
+        pending.expect_unanswered()?;
+        ensure!(leader.value(VISIBLE)? == "0", "a row is visible that no standby has");
+        thaw(&senders)?;
+        pending.answer()?;
+        ensure!(leader.value(VISIBLE)? == "1", "the acknowledged row is not there");
+
+        let senders = leader.freeze_walsenders()?;
+        let pending = Pending::start(leader, "", "INSERT INTO t VALUES (2)")?;
+        let pid = waiting_pid(leader)?;
+        leader.value(&format!("SELECT pg_terminate_backend({pid})"))?;
+        pending.expect_unanswered()?;
+        ensure!(leader.value(VISIBLE)? == "1", "a row is visible that no standby has");
+        thaw(&senders)?;
+        // It is terminated once it has committed.
+        let ended = pending.answer();
+        wait_until("the row", TEN_SECONDS, || {
+            ensure!(leader.value(VISIBLE)? == "2", "it is not visible");
+            Ok(())
+        })?;
+        if let Err(error) = ended {
+            ensure!(sqlstate(&error).is_none_or(|state| state == "57P01"), "it failed otherwise: {error:#}");
+        }
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A fast shutdown waits for nobody, and acknowledges nothing that no standby has.
+#[test]
+fn lossless_stop_acknowledges_nothing_alone() {
+    run("lossless_stop_acknowledges_nothing_alone", builder(), &expected(), |cluster, figures| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        let senders = leader.freeze_walsenders()?;
+        let pending = Pending::start(leader, "", "INSERT INTO t VALUES (1)")?;
+        waiting_pid(leader)?;
+        thread::scope(|scope| {
+            let stop = scope.spawn(|| leader.stop(StopMode::Fast));
+            let ended = pending.answer().err();
+            // The WAL senders have to send everything before the server is down.
+            thaw(&senders)?;
+            stop.join().ok().context("the stop panicked")??;
+            let error = ended.context("it was acknowledged, and no standby had it")?;
+            figures.note("told", sqlstate(&error).unwrap_or_else(|| error.root_cause().to_string()));
+            Ok::<_, anyhow::Error>(())
+        })?;
+        cluster.wait_leader_other_than(leader.id, A_MINUTE)?;
+        leader.start()?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A session that asks for less is counted, or overruled.
+#[test]
+fn lossless_require_overrules_sessions() {
+    const LOSSLESS: &str = "SELECT DISTINCT lossless FROM biha.config()";
+    run("lossless_require_overrules_sessions", builder(), &expected(), |cluster, _| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        ensure!(leader.biha_value(LOSSLESS)? == "t", "it is lossless by its numbers");
+        let senders = leader.freeze_walsenders()?;
+        leader.query("SET synchronous_commit = local; INSERT INTO t VALUES (0)")?;
+        thaw(&senders)?;
+        ensure!(leader.biha_value(LOSSLESS)? == "f", "a commit asked for less");
+        leader.biha_value("SELECT biha.set_lossless('require')")?;
+
+        let error =
+            leader.biha_value("SELECT biha.set_sync_standbys(0)").err().context("it was not refused")?;
+        ensure!(sqlstate(&error).as_deref() == Some("22023"), "it was refused otherwise: {error:#}");
+        leader.query("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'one'")?;
+        let less = "SET synchronous_commit = off";
+        for sql in [
+            "INSERT INTO t VALUES (2)",
+            "BEGIN; INSERT INTO t VALUES (3); PREPARE TRANSACTION 'two'",
+            "COMMIT PREPARED 'one'",
+        ] {
+            let senders = leader.freeze_walsenders()?;
+            let pending = Pending::start(leader, less, sql)?;
+            waiting_pid(leader)?;
+            pending.expect_unanswered().with_context(|| sql.to_string())?;
+            thaw(&senders)?;
+            pending.answer().with_context(|| sql.to_string())?;
+            cluster.wait_caught_up(TEN_SECONDS)?;
+        }
+        ensure!(leader.value(VISIBLE)? == "3", "{} rows", leader.value(VISIBLE)?);
+        leader.query("ROLLBACK PREPARED 'two'")?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}

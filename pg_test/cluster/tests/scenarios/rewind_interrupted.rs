@@ -1,0 +1,207 @@
+//! A rewind that is killed, or whose postmaster is killed, once it has begun to change files: PostgreSQL never starts
+//! on what is left, the cluster goes on, and the node comes back as the manual says. Killed before that, it has
+//! changed nothing.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use biha_cluster_tests::client::query;
+use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::node::Node;
+use biha_cluster_tests::oracle::{Load, Oracle};
+use biha_cluster_tests::process::signal;
+use biha_cluster_tests::run::run as run_program;
+use biha_cluster_tests::scenario::{Figures, judge, run};
+use biha_cluster_tests::wait::wait_for;
+use rustix::process::Signal;
+
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, wait_process};
+
+/// Rows of a table that all nodes have and the old leader alone changes: some 50 MB to be copied back.
+const ROWS: u32 = 200_000;
+/// pg_rewind says this right before its first change.
+const CHANGES: &str = "need to copy";
+/// Mode of a data directory that must not be started.
+const CLOSED: u32 = 0o701;
+
+/// How far pg_rewind has come.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// It has changed nothing.
+    Unchanged,
+    /// The configuration is truncated, and not copied yet: a server would start without biha.
+    NoConfiguration,
+    /// The configuration is the source's, and tables are being copied: a server would start without complaint.
+    Copying,
+}
+
+impl Moment {
+    fn is_now(self, node: &Node) -> bool {
+        let said = fs::read_to_string(kept(node).join("pg_biha/rewind.log")).unwrap_or_default();
+        let configured = fs::metadata(node.data.join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
+        match self {
+            Moment::Unchanged => !said.contains(CHANGES),
+            Moment::NoConfiguration => said.contains(CHANGES) && !configured,
+            Moment::Copying => said.contains(CHANGES) && configured,
+        }
+    }
+}
+
+/// Where the node's own files are during a rewind.
+fn kept(node: &Node) -> PathBuf {
+    let mut name = node.data.clone().into_os_string();
+    name.push(".biha-rewind");
+    name.into()
+}
+
+fn mode(node: &Node) -> Result<u32> {
+    Ok(fs::metadata(&node.data)?.permissions().mode() & 0o7777)
+}
+
+/// A statement that takes its time.
+fn execute(node: &Node, sql: &str) -> Result<()> {
+    query(&node.address, "postgres", sql, A_MINUTE).map(drop)
+}
+
+/// A cluster whose old leader is being rewound, pg_rewind stopped (SIGSTOP) at the moment: gives it, the process and
+/// the load on the others.
+fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle)> {
+    let old = cluster.leader()?;
+    let table = "CREATE TABLE common AS SELECT n, repeat('x', 200) AS text";
+    execute(old, &format!("{table} FROM generate_series(1, {ROWS}) n"))?;
+    cluster.wait_caught_up(A_MINUTE)?;
+    let oracle = Oracle::start(cluster, Load::default())?;
+    old.freeze_walsenders()?;
+    execute(old, "UPDATE common SET n = -n")?;
+    old.kill_all()?;
+    cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
+    old.start_unawaited()?;
+    let rewind = wait_process(old, "pg_rewind", A_MINUTE)?.pid;
+    step_until(old, rewind, moment)?;
+    ensure!(mode(old)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(old)?);
+    Ok((old, rewind, oracle))
+}
+
+/// Lets pg_rewind go on a millisecond at a time, so that no moment is missed; leaves it stopped.
+fn step_until(node: &Node, rewind: i32, moment: Moment) -> Result<()> {
+    let stopped =
+        || node.processes().into_iter().find(|process| process.pid == rewind).is_some_and(|p| p.state == 'T');
+    let start = Instant::now();
+    loop {
+        signal(rewind, Signal::STOP)?;
+        wait_for("pg_rewind to stand still", TEN_SECONDS, stopped)
+            .with_context(|| format!("before the moment {moment:?}"))?;
+        if moment.is_now(node) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < A_MINUTE, "the moment {moment:?} has not come");
+        signal(rewind, Signal::CONT)?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// PostgreSQL refuses the directory, each time, and the node's own files are kept.
+fn expect_unusable(node: &Node) -> Result<()> {
+    expect_stays_down(node, Duration::from_secs(3))?;
+    for _ in 0..2 {
+        let mark = node.log_mark();
+        ensure!(node.start().is_err(), "node {} was started on a half-rewound directory", node.id);
+        node.wait_log(mark, "has invalid permissions", TEN_SECONDS)?;
+        ensure!(mode(node)? == CLOSED, "its mode is {:o}", mode(node)?);
+    }
+    let own = fs::read_to_string(kept(node).join("postgresql.biha.conf"))?;
+    let id = format!("biha.id = '{}'\n", node.id);
+    ensure!(own.contains(&id), "this node's own configuration is not kept: {own}");
+    Ok(())
+}
+
+/// "Making a node anew" of the manual: removed, then added from an empty directory under a new number.
+fn make_anew(cluster: &mut Cluster, id: u32) -> Result<()> {
+    let leader = cluster.leader()?;
+    let mut remove = leader.runner.command(&cluster.bihactl);
+    remove.args(["remove", "-D"]).arg(&leader.data).args(["--username", "postgres", "--id", &id.to_string()]);
+    run_program(&mut remove)?;
+    // It names the node that was asked for it, and the first one may be gone.
+    let magic = leader.biha_value("SELECT biha.get_magic_string()")?;
+    fs::write(cluster.directory.join("magic"), magic)?;
+    cluster.forget(id)?;
+    cluster.add_node()?;
+    cluster.wait_healthy(A_MINUTE).map(drop)
+}
+
+/// The others have served on, and no acknowledged row of theirs is lost.
+fn judge_others(cluster: &Cluster, oracle: Oracle, figures: &mut Figures) -> Result<()> {
+    oracle.wait_acks(100, TEN_SECONDS)?;
+    let verdict = judge(cluster, &oracle.stop()?)?;
+    // Those that the old leader alone had.
+    figures.note("lost", verdict.lost.len());
+    verdict.expect_one_leader()
+}
+
+#[test]
+fn pg_rewind_killed_before_it_changed_anything() {
+    let name = "pg_rewind_killed_before_it_changed_anything";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let (old, rewind, oracle) = rewind_until(cluster, Moment::Unchanged)?;
+        let mark = old.log_mark();
+        signal(rewind, Signal::KILL)?;
+        // It comes up again, and says why it does not follow.
+        old.wait_state(&["NODE_ERROR"], A_MINUTE)?;
+        old.wait_log(mark, "NODE_ERROR: the rewind failed: pg_rewind ended with signal: 9", TEN_SECONDS)?;
+        ensure!(mode(old)? == 0o700, "its mode is {:o}", mode(old)?);
+        let error = old.biha_value("SELECT type FROM biha.error_details()")?;
+        ensure!(error == "REWIND_FAILED", "the error is {error}");
+        ensure!(old.value("SELECT count(*) > 0 FROM common WHERE n < 0")? == "t", "its own WAL is gone");
+        ensure!(!kept(old).exists(), "{} is left", kept(old).display());
+        old.biha("SELECT biha.reset_node_error()")?;
+        cluster.wait_healthy(A_MINUTE)?;
+        ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it was not rewound");
+        judge_others(cluster, oracle, figures)
+    });
+}
+
+fn pg_rewind_killed(name: &str, moment: Moment) {
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let (old, rewind, oracle) = rewind_until(cluster, moment)?;
+        ensure!(!old.data.join("backup_label").exists(), "too late: PostgreSQL would see what it is");
+        let mark = old.log_mark();
+        signal(rewind, Signal::KILL)?;
+        old.wait_log(mark, "the rewind of this node broke off: pg_rewind ended with signal: 9", TEN_SECONDS)?;
+        old.wait_log(mark, "HINT:  The data directory cannot be started any more.", TEN_SECONDS)?;
+        expect_unusable(old)?;
+        let id = old.id;
+        make_anew(cluster, id)?;
+        judge_others(cluster, oracle, figures)
+    });
+}
+
+#[test]
+fn pg_rewind_killed_while_the_configuration_is_empty() {
+    pg_rewind_killed("pg_rewind_killed_while_the_configuration_is_empty", Moment::NoConfiguration);
+}
+
+#[test]
+fn pg_rewind_killed_while_tables_are_copied() {
+    pg_rewind_killed("pg_rewind_killed_while_tables_are_copied", Moment::Copying);
+}
+
+/// There is nobody left to say what happened; what to do was said before.
+#[test]
+fn postmaster_killed_during_a_rewind() {
+    let name = "postmaster_killed_during_a_rewind";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let (old, rewind, oracle) = rewind_until(cluster, Moment::NoConfiguration)?;
+        old.kill_postmaster()?;
+        // pg_rewind, too: a new postmaster would not know of it.
+        old.wait_gone(TEN_SECONDS).with_context(|| format!("pg_rewind, process {rewind}"))?;
+        let said = "HINT:  If this is cut short, PostgreSQL refuses to start on the data directory";
+        old.wait_log(0, said, TEN_SECONDS)?;
+        expect_unusable(old)?;
+        let id = old.id;
+        make_anew(cluster, id)?;
+        judge_others(cluster, oracle, figures)
+    });
+}
