@@ -23,7 +23,8 @@ help:
 	@echo 'make bench      the figures, beside their targets'
 	@echo 'make install    build for $(PG_CONFIG) and install there; bihactl to $(PREFIX)/bin'
 	@echo 'make uninstall  remove both'
-	@echo 'make build | fmt | lint | deps'
+	@echo 'make soak-fuzz  hostile bytes with libFuzzer, SOAK_SECONDS (3600) for each target'
+	@echo 'make build | fmt | lint | fuzz | deps'
 
 # What building and testing need, where it is missing.
 .PHONY: deps
@@ -49,22 +50,44 @@ uninstall:
 .PHONY: fmt
 fmt:
 	$(CARGO) fmt --all
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 .PHONY: lint
 lint:
 	$(CARGO) fmt --all -- --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml -- --check
 	$(CARGO) clippy --workspace --all-targets $(FEATURES) -- -D warnings
+	$(CARGO) clippy --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items $(FEATURES)
 
 .PHONY: check
 check: deps
-	$(MAKE) lint test-crates test-server test-cluster
+	$(MAKE) lint test-crates fuzz test-server test-cluster
 
 # Without PostgreSQL.
 .PHONY: test-crates
 test-crates:
 	$(CARGO) test -p biha-core -p biha-io -p bihactl
 	$(CLUSTER) --lib
+
+# Hostile bytes: the corpus, and for so long inputs made from it, the same at each run. Needs no tool.
+FUZZ_SECONDS ?= 20
+.PHONY: fuzz
+fuzz:
+	BIHA_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --manifest-path fuzz/Cargo.toml -- --test-threads=1 --nocapture
+
+# The same with coverage, for long runs. What it finds is kept in fuzz/found, crashes in fuzz/artifacts.
+SOAK_SECONDS ?= 3600
+FUZZ_TARGETS ?= frame channel statefile history magic
+.PHONY: soak-fuzz
+soak-fuzz:
+	@command -v c++ >/dev/null || { echo 'libFuzzer needs a C++ compiler: apt-get install g++' >&2; exit 1; }
+	cargo fuzz --version || $(CARGO) install cargo-fuzz --locked
+	set -e; for target in $(FUZZ_TARGETS); do \
+	    mkdir -p fuzz/found/$$target; \
+	    RUSTC_BOOTSTRAP=1 cargo fuzz run --features libfuzzer $$target fuzz/found/$$target fuzz/corpus/$$target -- \
+	        -max_total_time=$(SOAK_SECONDS) -max_len=8192 -malloc_limit_mb=64 -rss_limit_mb=1024 -timeout=20; \
+	done
 
 # Inside a server that the test runner makes.
 .PHONY: test-server

@@ -55,6 +55,10 @@ pub struct Gate {
     pub receiver_epoch_written: AtomicI32,
     /// Start of the oldest WAL in pg_wal, while in production; 0 if not known.
     pub oldest_wal: AtomicU64,
+    /// When a write last came through to the disks (CLOCK_BOOTTIME ms); 0 if nobody has looked yet.
+    pub disk_well_at: AtomicU64,
+    /// What is wrong with them (errno); 0 if nothing is.
+    pub disk_error: AtomicI32,
     /// Process number of the controller; 0 if none.
     pub controller_pid: AtomicI32,
     /// Latches of controller and agent (addresses in shared memory; 0 if none).

@@ -116,7 +116,9 @@ impl Controller {
             incarnation: node.hard().incarnation,
             port: guc::control_port(),
             tls: tls()?,
-            resolver: Box::new(ThreadResolver::new(worker::spawn_without_signals)),
+            resolver: Box::new(ThreadResolver::new(|job| {
+                worker::spawn_without_signals("biha resolver", job)
+            })),
             limits: Limits { stall_timeout: timeout.max(1000), ..Limits::default() },
         })
         .map_err(|e| format!("could not listen on port {}: {e}", guc::control_port()))?;
@@ -187,7 +189,8 @@ impl Controller {
 
     /// Shuts the gate, says goodbye, and ends the process.
     fn leave(&mut self, goodbye: Goodbye) -> ! {
-        self.feed(Input::Stop(goodbye));
+        let outputs = self.node.step(clock::boottime(), Input::Stop(goodbye));
+        self.execute(outputs);
         self.network.close_all();
         if goodbye == Goodbye::CleanStop {
             end_last_waiters();
@@ -209,16 +212,28 @@ impl Controller {
         let required = config.settings.lossless == Lossless::Require;
         gate.sync_standbys.store(guarded, Ordering::SeqCst);
         gate.lossless_required.store(required.into(), Ordering::SeqCst);
+        if self.node.has_resigned() {
+            self.network.close_all();
+            worker::end();
+        }
     }
 
     fn look_at_server(&mut self) {
         let oldest_wal = Lsn(board::gate().oldest_wal.load(Ordering::Relaxed));
         let synced = walsender::flushed_by(self.node.config().settings.sync_standbys);
-        let server = ServerStatus { oldest_wal, synced, ..status::read(self.server.checkpointed) };
+        let sick = self.is_sick();
+        let server = ServerStatus { sick, oldest_wal, synced, ..status::read(self.server.checkpointed) };
         if server != self.server {
             self.server = server;
             self.step(Input::Server(server));
         }
+    }
+
+    /// Has no write come through to the disks for too long?
+    fn is_sick(&self) -> bool {
+        let limit = Millis::from(guc::WATCHDOG_TIMEOUT.get().unsigned_abs()) * 1000;
+        let well_at = board::gate().disk_well_at.load(Ordering::SeqCst);
+        limit > 0 && well_at > 0 && clock::boottime().saturating_sub(well_at) > limit
     }
 
     fn on_network(&mut self, event: NetEvent) {

@@ -27,6 +27,9 @@ pub static SSL_PRIVATE_KEY: GucSetting<Option<CString>> =
 pub static SSL_CA: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"pg_biha/ca.crt"));
 /// `biha.trust_refused`: count a refused connection after end-of-file as the leader's death.
 pub static TRUST_REFUSED: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// `biha.watchdog_timeout`: after so many seconds without a write that came through, a leader's disk is sick; 0 is
+/// off.
+pub static WATCHDOG_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(5);
 /// `biha.receiver_epoch`: number of the last change of the receiver's settings; the startup process
 /// reports in shared memory that it has read it.
 static RECEIVER_EPOCH: GucSetting<i32> = GucSetting::<i32>::new(0);
@@ -79,6 +82,16 @@ pub fn register() {
         c"Count a refused connection as the leader's death after its connection has ended.",
         &TRUST_REFUSED,
         Sighup,
+    );
+    int(
+        c"biha.watchdog_timeout",
+        c"A leader whose disk takes no writes for so long hands over.",
+        c"0 turns it off.",
+        &WATCHDOG_TIMEOUT,
+        0,
+        3600,
+        Sighup,
+        GucFlags::UNIT_S,
     );
     let path = |name, short, var| {
         GucRegistry::define_string_guc(

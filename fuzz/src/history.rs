@@ -7,23 +7,30 @@ use biha_core::{Event, EventKind, EventRecord, Incarnation, NodeId, Term};
 use biha_io::History;
 use tempfile::TempDir;
 
-use crate::input::Input;
+use crate::input::{Input, flipped};
 
 /// The target.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
+    let choice = input.u32();
     let content = match input.byte() % 4 {
         0 => input.bytes(usize::MAX).to_vec(),
         _ => records(&mut input),
     };
     static DIRECTORY: OnceLock<TempDir> = OnceLock::new();
-    let path = &DIRECTORY.get_or_init(crate::scratch).path().join("biha.history");
+    let directory = DIRECTORY.get_or_init(crate::scratch).path();
+    let path = &directory.join("biha.history");
     fs::write(path, &content).expect("written");
     let seen = History::read(path).expect("read");
     assert_eq!(fs::read(path).ok(), Some(content), "a reader changes nothing");
     let mut history = History::open(path).expect("opened");
     assert!(history.records().eq(&seen));
     assert_eq!(History::read(path).ok(), Some(seen.clone()), "mended");
+    let (damaged, at) = flipped(&fs::read(path).expect("read"), choice);
+    let other = directory.join("damaged");
+    fs::write(&other, damaged).expect("written");
+    let kept = History::read(&other).expect("read");
+    assert!(seen.starts_with(&kept), "a flipped bit in byte {at}");
     let fresh = record(seen.len() as u32);
     let known =
         seen.iter().any(|r| (r.node, r.incarnation, r.seq) == (fresh.node, fresh.incarnation, fresh.seq));

@@ -8,6 +8,7 @@ mod handover;
 mod history;
 mod oldest;
 mod position;
+mod probe;
 mod promotion;
 mod receiver;
 mod slots;
@@ -58,6 +59,7 @@ struct Agent {
     seen: Millis,
     housekept: Instant,
     oldest: oldest::Watch,
+    disks: probe::Watch,
 }
 
 impl Agent {
@@ -69,6 +71,7 @@ impl Agent {
             seen: 0,
             housekept: Instant::now(),
             oldest: oldest::Watch::default(),
+            disks: probe::Watch::start(),
         }
     }
 
@@ -129,5 +132,6 @@ impl Agent {
         }
         self.receiver.keep(status);
         self.oldest.keep();
+        self.disks.tell();
     }
 }

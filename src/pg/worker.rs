@@ -71,7 +71,7 @@ pub fn before_leaving(callback: unsafe extern "C-unwind" fn(i32, pg_sys::Datum))
 
 /// Runs a job in a new thread in which no signal is ever handled: a handler of PostgreSQL's must not run
 /// outside the main thread.
-pub fn spawn_without_signals(job: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
+pub fn spawn_without_signals(name: &str, job: Box<dyn FnOnce() + Send>) -> std::io::Result<()> {
     let mut old = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: plain sigset operations; the thread inherits the full mask, this one gets its own back.
     unsafe {
@@ -79,7 +79,7 @@ pub fn spawn_without_signals(job: Box<dyn FnOnce() + Send>) -> std::io::Result<(
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), old.as_mut_ptr());
     }
-    let started = std::thread::Builder::new().name("biha resolver".to_owned()).spawn(job);
+    let started = std::thread::Builder::new().name(name.to_owned()).spawn(job);
     // SAFETY: `old` was filled in above.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old.as_ptr(), std::ptr::null_mut()) };
     started.map(drop)

@@ -199,7 +199,7 @@ pub struct HeartbeatAck {
     pub state: NodeState,
     /// End of the sender's WAL as far as known without stopping it.
     pub position: Option<Position>,
-    /// Streams from the leader it answers.
+    /// Streams from the leader it answers, and its disks take writes: it could take over.
     pub streaming: bool,
 }
 

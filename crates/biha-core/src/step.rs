@@ -53,6 +53,8 @@ pub struct ServerStatus {
     /// In production: a checkpoint has been made on the present timeline, so that pg_rewind reads a current
     /// control file (PostgreSQL 15 reads nothing else).
     pub checkpointed: bool,
+    /// A disk of this node takes no writes, or has not for `biha.watchdog_timeout`, or is nearly full.
+    pub sick: bool,
     /// In production: start of the oldest WAL that is still there; 0 if not known.
     pub oldest_wal: Lsn,
     /// In production: as many standbys as `sync_standbys` says have flushed the WAL up to here; 0 if there are

@@ -36,6 +36,7 @@ scenarios! {
     a_killed_controller_is_no_second_leader
     a_leader_that_dies_during_a_rewind_is_replaced
     a_leader_that_hears_a_higher_term_restarts_as_a_standby
+    a_leader_with_a_sick_disk_hands_over
     a_lost_connection_drops_the_voter_from_the_lease
     a_new_leader_republishes_the_configuration
     a_new_voter_counts_as_synchronous_when_its_admission_is_settled
@@ -57,6 +58,7 @@ scenarios! {
     a_rewind_that_failed_is_an_error_until_it_is_reset
     a_rewind_waits_until_the_leader_is_ready
     a_server_in_production_neither_votes_nor_stands
+    a_sick_leader_without_a_successor_goes_on
     a_single_node_elects_itself
     a_smaller_promise_shortens_the_lease_first
     a_stale_heartbeat_is_answered_with_the_higher_term

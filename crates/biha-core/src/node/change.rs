@@ -180,6 +180,9 @@ impl Node {
                 self.finish(origin, Ok(()));
                 return;
             }
+            // What was asked for may be what this leader has, but no quorum yet: neither done nor senseless before
+            // that is settled.
+            _ if self.busy() => Err(CommandError::Busy),
             Command::AddNode(id, member) => self.with_node(id, member),
             Command::RemoveNode(id) => self.without_node(id),
             Command::Set(settings) => self.with_settings(&settings),
@@ -189,7 +192,6 @@ impl Node {
         match checked {
             Err(error) => self.finish(origin, Err(error)),
             Ok(config) if config == self.config => self.finish(origin, Ok(())),
-            Ok(_) if self.busy() => self.finish(origin, Err(CommandError::Busy)),
             Ok(config) if config.settings.nquorum != self.config.settings.nquorum && self.lost_quorum() => {
                 let text = "too few voters answer to change nquorum now".to_owned();
                 self.finish(origin, Err(CommandError::Failed(text)));
@@ -395,9 +397,10 @@ impl Node {
         }
         if let Some(handing) = handing
             && handing.phase != super::handover::HandoverPhase::Leaving
+            && let Some(origin) = handing.origin
         {
             let error = CommandError::Failed("the leader lost its leadership meanwhile".to_owned());
-            self.finish(handing.origin, Err(error));
+            self.finish(origin, Err(error));
         }
     }
 
@@ -430,7 +433,8 @@ impl Node {
         }
         let caught_up =
             matches!(config.members.get(&id), Some(m) if m.mode == Mode::Referee) || streams && near;
-        if caught_up && self.check_lossless(&config).is_ok() {
+        let fits = self.check_majority(&config).is_ok() && self.check_lossless(&config).is_ok();
+        if caught_up && fits {
             self.note(
                 EventKind::Config,
                 &format!("node {id} has caught up and votes from now on"),

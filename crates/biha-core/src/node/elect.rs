@@ -111,7 +111,7 @@ impl Node {
 
     /// Does this node's own candidacy come before the asker's? Only for one election timeout, and not while it
     /// waits for nodes that may never come: whoever cannot win must not keep others from it. Where the old leader's
-    /// vote is needed after a hand-over, the one it chose waits until that has been restarted.
+    /// vote is needed after a hand-over, the one it chose waits until that has been restarted and may speak.
     pub(super) fn outranks(&self, asker: NodeId, request: &VoteRequest) -> bool {
         let Role::Candidate(candidate) = &self.role else { return false };
         let (_, answered) = self.voters_who_answered();
@@ -119,7 +119,7 @@ impl Node {
         let chosen = matches!(candidate.cause, Cause::Handover(_));
         let patience = match (waits, chosen) {
             (true, _) => self.election_wait(),
-            (false, true) => 2 * self.timeout(),
+            (false, true) => 2 * self.timeout() + self.hard.longest_promise,
             (false, false) => self.timeout(),
         };
         let first = match chosen {
@@ -261,6 +261,10 @@ impl Node {
         let request = VoteRequest { term: candidate.term, position, config: self.config.version, handover };
         let voters: Vec<NodeId> = self.config.voters().filter(|id| *id != self.hard.node).collect();
         for voter in voters {
+            // By an older configuration this node may be none that can be elected.
+            if !vote && self.peers.get(&voter).is_some_and(|p| p.config < self.config.version) {
+                self.send(voter, Message::Config(Box::new(self.config.clone())));
+            }
             let request = request.clone();
             self.send(voter, if vote { Message::Vote(request) } else { Message::PreVote(request) });
         }

@@ -114,6 +114,7 @@ impl Node {
 
     fn acknowledge(&mut self, to: NodeId, incarnation: Incarnation, seq: u64, handover: u32) {
         let streaming = self.server.streaming
+            && !self.server.sick
             && matches!(self.wal, Wal::Receiving { leader, term, .. } if leader == to && term == self.hard.term);
         let ack = HeartbeatAck {
             seq,

@@ -13,7 +13,8 @@ use super::{Node, Role, invalid};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct HandingOver {
     pub target: NodeId,
-    pub origin: Origin,
+    /// Who asked for it; `None` is the node itself.
+    pub origin: Option<Origin>,
     pub phase: HandoverPhase,
     pub since: Millis,
 }
@@ -57,7 +58,8 @@ impl Node {
         }
         let since = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
-        leader.handing_over = Some(HandingOver { target, origin, phase: HandoverPhase::Waiting, since });
+        leader.handing_over =
+            Some(HandingOver { target, origin: Some(origin), phase: HandoverPhase::Waiting, since });
     }
 
     fn may_hand_over_to(&self, target: NodeId) -> Result<(), CommandError> {
@@ -114,16 +116,46 @@ impl Node {
         if leader.ack(handing.target).is_none_or(|a| a.handover != number) {
             return;
         }
-        if let Some(handing) = &mut leader.handing_over {
-            handing.phase = HandoverPhase::Leaving;
-        }
+        let since = self.now;
+        leader.handing_over = Some(HandingOver { phase: HandoverPhase::Leaving, since, ..handing });
         let cause = format!("hands over to node {}", handing.target);
         self.note(EventKind::Demoted, &cause, Vec::new());
-        self.finish(handing.origin, Ok(()));
+        if let Some(origin) = handing.origin {
+            self.finish(origin, Ok(()));
+        }
+    }
+
+    /// A leader whose disk is sick hands over to the best of those that stream, while it can: commits would wait for
+    /// that disk.
+    fn hand_over_if_sick(&mut self) {
+        let now = self.now;
+        let Role::Leader(leader) = &self.role else { return };
+        let free = leader.handing_over.is_none() && now >= leader.no_handover_before;
+        if !self.server.sick || !free || !leader.is_open() {
+            return;
+        }
+        let candidates = self.config.members.iter().filter(|(id, member)| {
+            **id != self.hard.node
+                && member.is_electable()
+                && leader.ack(**id).is_some_and(|ack| ack.streaming)
+        });
+        let position = |id: &NodeId| self.peers.get(id).and_then(|peer| peer.position);
+        let Some(target) =
+            candidates.map(|(id, _)| *id).max_by_key(|id| (position(id), std::cmp::Reverse(*id)))
+        else {
+            return;
+        };
+        self.note(EventKind::Demoted, "a disk of the leader takes no writes", Vec::new());
+        let Role::Leader(leader) = &mut self.role else { return };
+        // Without the checkpoint that prepares it: that would wait for the disk.
+        let phase = HandoverPhase::Preparing;
+        leader.handing_over = Some(HandingOver { target, origin: None, phase, since: now });
+        self.handover_prepared();
     }
 
     pub(super) fn handover_on_time(&mut self) {
         let timeout = self.timeout();
+        self.hand_over_if_sick();
         let Role::Leader(leader) = &self.role else { return };
         let Some(handing) = leader.handing_over else { return };
         let late = self.now >= handing.since + timeout / 2;
@@ -138,6 +170,10 @@ impl Node {
             }
             HandoverPhase::Waiting if late => self.cancel_handover("the target does not stream"),
             HandoverPhase::Announced if late => self.cancel_handover("the target does not answer"),
+            // The order to restart ends this process, unless whoever carries it out hangs.
+            HandoverPhase::Leaving if self.now >= handing.since + timeout => {
+                self.resign("the server does not stop for the hand-over");
+            }
             _ => {}
         }
     }
@@ -145,8 +181,10 @@ impl Node {
     /// Gives a hand-over up. Acknowledgements from before it count no more: the gate opens again only on those
     /// that carry the new number.
     pub(super) fn cancel_handover(&mut self, why: &str) {
+        let again = self.now + self.timeout();
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(handing) = leader.handing_over.take() else { return };
+        leader.no_handover_before = again;
         if handing.is_announced() {
             leader.handover.number += 1;
             leader.handover.target = None;
@@ -154,9 +192,11 @@ impl Node {
             self.gate(0);
         }
         // A user of this very node was told when the hand-over was under way.
-        if handing.phase != HandoverPhase::Leaving || handing.origin.node != self.hard.node {
+        if let Some(origin) = handing.origin
+            && (handing.phase != HandoverPhase::Leaving || origin.node != self.hard.node)
+        {
             let text = format!("the switchover was given up: {why}");
-            self.finish(handing.origin, Err(CommandError::Failed(text)));
+            self.finish(origin, Err(CommandError::Failed(text)));
         }
         self.renew();
         self.beat_now();

@@ -40,6 +40,8 @@ pub(super) struct Leader {
     walsenders_ended: bool,
     pub handover: Handover,
     pub handing_over: Option<HandingOver>,
+    /// Not again by itself before this moment: one was given up.
+    pub no_handover_before: Millis,
     pub change: Option<Change>,
     pub inherited: Inherited,
     cause: Cause,
@@ -168,6 +170,7 @@ impl Node {
             walsenders_ended: false,
             handover: Handover::default(),
             handing_over: None,
+            no_handover_before: 0,
             change: None,
             inherited: Inherited::default(),
             cause,

@@ -297,6 +297,17 @@ impl Node {
         }
     }
 
+    /// Nothing but the end of this life can end the leadership: the process is to end without another word.
+    fn resign(&mut self, why: &str) {
+        self.note(EventKind::Demoted, why, Vec::new());
+        self.on_stop(Goodbye::Fault);
+    }
+
+    /// Has this node given up its life by itself? Its process must end then.
+    pub fn has_resigned(&self) -> bool {
+        self.stopping
+    }
+
     /// The server is being stopped: shut the gate for good, and tell everybody before anything else.
     fn on_stop(&mut self, goodbye: Goodbye) {
         self.stopping = true;

@@ -22,6 +22,8 @@ pub struct Figures {
     pub events: u64,
     pub elections: u64,
     pub commits: u64,
+    /// Runs whose faults left no quorum that could elect.
+    pub excused: u64,
     /// Terms in which somebody asked for votes and nobody won; those where several asked.
     lost: u64,
     split: u64,
@@ -79,6 +81,7 @@ impl Figures {
         self.events += other.events;
         self.elections += other.elections;
         self.commits += other.commits;
+        self.excused += other.excused;
         self.lost += other.lost;
         self.split += other.split;
         sum(&mut self.by_nodes, &other.by_nodes);
@@ -110,7 +113,8 @@ impl Figures {
         );
         let _ = writeln!(
             text,
-            "{} leaders elected; {} terms without a winner, {} of them split votes ({:.2} % of elections)",
+            "{} runs were left without a quorum that could elect\n{} leaders elected; {} terms without a winner, {} of them split votes ({:.2} % of elections)",
+            self.excused,
             self.elections,
             self.lost,
             self.split,

@@ -7,6 +7,8 @@ use super::sim::{self, ServerMode, say};
 
 /// How long the operator waits before another attempt, in ms.
 const AGAIN: Millis = 300;
+/// Attempts at what may be impossible, as to remove the only node that can lead.
+const PATIENCE: u32 = 30;
 
 /// What the operator is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,9 @@ pub struct Operator {
     /// Where it was given, in which life of that node, and under which number.
     asked: Option<(NodeId, u64, RequestId)>,
     not_before: Millis,
+    attempts: u32,
+    /// First one more synchronous standby: the node to be removed may hold a commit that others lack.
+    more_standbys: bool,
     /// Removed for good.
     retired: Vec<NodeId>,
 }
@@ -112,7 +117,10 @@ impl Run {
 
     /// What the operator does next.
     pub fn operate(&mut self) {
-        let Some(task) = self.operator.task else { return };
+        let Some(task) = self.operator.task else {
+            self.operator.attempts = 0;
+            return;
+        };
         let now = self.cluster.now;
         if let Some((at, life, request)) = self.operator.asked {
             let host = self.cluster.host(at);
@@ -129,9 +137,19 @@ impl Run {
             self.answered(task, &result);
             return;
         }
-        let Some(leader) = self.leader().filter(|_| now >= self.operator.not_before) else { return };
+        let may = |id: &NodeId| now >= self.operator.not_before && self.cluster.host(*id).watched();
+        let Some(leader) = self.leader().filter(may) else { return };
+        self.operator.attempts += 1;
+        if self.operator.attempts > PATIENCE && !self.is_lost(task) {
+            self.operator.task = None;
+            return;
+        }
         let command = match task {
             Task::Remove { id, .. } if id == leader => Command::SetLeader(self.some_node()),
+            Task::Remove { .. } if self.operator.more_standbys => {
+                let k = self.cluster.host(leader).disk.config.settings.sync_standbys;
+                Command::Set(vec![Setting::SyncStandbys(k + 1)])
+            }
             Task::Remove { id, .. } => Command::RemoveNode(id),
             Task::Add { id } => Command::AddNode(id, sim::member(Mode::Regular, -1)),
         };
@@ -147,8 +165,9 @@ impl Run {
     }
 
     fn answered(&mut self, task: Task, result: &CommandResult) {
+        let raised = std::mem::take(&mut self.operator.more_standbys);
         let done = match result {
-            Ok(()) => true,
+            Ok(()) => !raised,
             Err(CommandError::Invalid { text, .. }) => {
                 // As bihactl does: what is no member any more need not be removed.
                 matches!(task, Task::Remove { .. }) && text.contains("not a member")
@@ -156,6 +175,9 @@ impl Run {
             Err(_) => false,
         };
         if !done {
+            let refused =
+                |text: &str| matches!(result, Err(CommandError::Invalid { text: t, .. }) if t.contains(text));
+            self.operator.more_standbys = self.is_lost(task) && refused("could lack a commit");
             if matches!(result, Err(CommandError::Invalid { .. })) && !self.is_lost(task) {
                 self.operator.task = None;
             }
@@ -208,7 +230,7 @@ impl Run {
         newest.members.contains_key(&id)
             && voters >= newest.nquorum()
             && without.len() >= newest.minnodes()
-            && wal > newest.settings.sync_standbys as usize
+            && wal > newest.settings.sync_standbys as usize + 1
             && without.iter().any(|(_, m)| m.is_electable())
     }
 

@@ -5,26 +5,26 @@ use biha_core::*;
 use super::fault::Fault;
 use super::figures::Figures;
 use super::operator::Operator;
-use super::sim::{Chaos, Cluster, Fingerprint, Mutation, Rng, Rule, ServerMode, say};
+use super::sim::{Chaos, Cluster, Fingerprint, Mutation, Rng, Rule, ServerMode};
 
 /// A clock may be wrong by so many parts per million, and the other way at another node: together less than the
 /// tenth by which a lease is shorter than its promise.
 const CLOCKS: [u64; 4] = [0, 100, 20_000, 45_000];
 /// Numbers of nodes; small ones more often.
 const NODES: [(u32, u64); 14] = [
-    (1, 3),
-    (2, 6),
-    (3, 36),
-    (4, 8),
-    (5, 24),
-    (6, 3),
-    (7, 9),
-    (8, 1),
-    (9, 5),
-    (12, 1),
-    (16, 2),
+    (1, 8),
+    (2, 24),
+    (3, 150),
+    (4, 30),
+    (5, 100),
+    (6, 12),
+    (7, 36),
+    (8, 4),
+    (9, 20),
+    (12, 4),
+    (16, 8),
     (24, 1),
-    (32, 1),
+    (32, 2),
     (64, 1),
 ];
 
@@ -177,7 +177,7 @@ impl Run {
             slow_writes: rng.pick(&[0, 0, 50, 500]),
             slow_write: rng.pick(&[20, 200, self.timeout]),
         };
-        let faults = 5 + self.rng.below(30);
+        let faults = if self.nodes > 16 { 3 + self.rng.below(8) } else { 5 + self.rng.below(30) };
         for _ in 0..faults {
             self.fault()?;
             let most = self.rng.pick(&[200, self.timeout, 3 * self.timeout]);

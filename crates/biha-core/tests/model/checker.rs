@@ -71,24 +71,13 @@ impl Model for Scenario {
             }
             Action::Early => turn.time_passes(),
             Action::Kill(id) => turn.kill(id),
-            Action::Isolate(id) => {
-                for peer in turn.state.ids() {
-                    turn.cut(id, peer);
-                }
-            }
+            Action::Isolate(id) => turn.isolate(id),
             Action::Part(a, b) => turn.cut(a, b),
             Action::Freeze(id) => turn.state.frozen = Some(id),
             Action::Thaw => turn.state.frozen = None,
             Action::Heal => turn.heal(),
-            Action::Commit(id) => {
-                turn.state.left.commits -= 1;
-                turn.commit(id);
-            }
-            Action::Command(id) => {
-                let place = self.commands.len() - turn.state.left.commands as usize;
-                turn.state.left.commands -= 1;
-                turn.step(id, Input::Command(place as RequestId, self.commands[place].clone()));
-            }
+            Action::Commit(id) => turn.commit(id),
+            Action::Command(id) => turn.command(id),
             Action::Refuse(at, peer) => {
                 turn.step(at, Input::Disconnected(peer, Disconnect::Closed));
                 turn.step(at, Input::Disconnected(peer, Disconnect::Refused));

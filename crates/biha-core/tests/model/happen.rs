@@ -261,7 +261,9 @@ impl<'a> Turn<'a> {
     }
 
     pub fn cut(&mut self, a: NodeId, b: NodeId) {
-        self.state.cut.extend([(a, b), (b, a)]);
+        if a != b {
+            self.state.cut.extend([(a, b), (b, a)]);
+        }
     }
 
     /// All links work again: new connections, and WAL flows.

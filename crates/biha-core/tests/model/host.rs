@@ -39,6 +39,8 @@ pub struct Server {
     pub mode: Mode,
     /// primary_conninfo.
     pub receiver: Option<NodeId>,
+    /// The last one that was not empty.
+    pub received_from: Option<NodeId>,
     pub streaming: bool,
     pub no_walsenders: bool,
     pub waiting: Vec<Waiting>,

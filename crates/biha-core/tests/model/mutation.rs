@@ -24,7 +24,7 @@ pub enum Mutation {
     LeaseWithoutMargin,
     /// The WAL receiver goes on while the node votes.
     ReceiverNotStopped,
-    /// A server starts with the primary_conninfo it had.
+    /// A server starts with the last primary_conninfo that was not empty.
     ReceiverKeptOverStart,
     /// The core is not told that a server without leadership is in production.
     ProductionHidden,
@@ -56,6 +56,13 @@ pub enum Mutation {
     CancelledExemptionKept,
 }
 
+impl Mutation {
+    /// It puts back something from before, so it must be there before.
+    pub fn remembers(self) -> bool {
+        matches!(self, Mutation::CancelledHandoverReopens | Mutation::CancelledExemptionKept)
+    }
+}
+
 impl Turn<'_> {
     /// A frame as its receiver hears it.
     pub(super) fn arriving(&mut self, mut envelope: Envelope) -> Envelope {
@@ -82,15 +89,12 @@ impl Turn<'_> {
                 }
             }
             (_, Mutation::OldLivesHeard) => {
-                envelope.incarnation.0 += 100 * u64::from(self.life_of(envelope.from))
+                let newest = Incarnation(u64::from(self.state.host(envelope.from).life));
+                envelope.incarnation = envelope.incarnation.max(newest);
             }
             _ => {}
         }
         envelope
-    }
-
-    fn life_of(&self, id: NodeId) -> u32 {
-        self.state.host(id).life
     }
 
     /// Words that were never said, heard just before this frame.

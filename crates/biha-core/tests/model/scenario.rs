@@ -70,7 +70,7 @@ pub struct Scenario {
     pub commands: Vec<Command>,
     /// Without: heartbeats promise nothing, and every server in production takes and acknowledges commits.
     pub leases: bool,
-    /// Whoever waits for the end of a stream takes a timeout for it.
+    /// Whoever waits for the end of a stream thinks at once that it has come.
     pub impatient: bool,
     /// Begins with nodes that have just been started, instead of a leader that all follow.
     pub cold: bool,
@@ -127,11 +127,11 @@ impl Scenario {
             late: Vec::new(),
             cut: BTreeSet::new(),
             frozen: None,
-            left: Left { instants: 100, ..Left::default() },
+            left: Left { instants: 100, commits: 100, commands: self.commands.len() as u8, faults: 0 },
             seen: Shared::new(Seen::default()),
         };
         // What is taken out is taken out later: this must come to a good end.
-        let whole = Scenario { mutation: None, impatient: false, ..self.clone() };
+        let whole = Scenario { mutation: self.mutation.filter(|m| m.remembers()), ..self.clone() };
         let mut turn = Turn::new(&whole, state);
         for id in turn.state.ids() {
             turn.start(id, None);
@@ -143,9 +143,8 @@ impl Scenario {
             let host = turn.state.host_mut(id);
             host.copy = Some(Box::new(host.disk.clone()));
         }
-        let mut turn = Turn::new(self, turn.state);
         (self.before)(&mut turn);
-        turn.state.left = Left { commands: self.commands.len() as u8, ..self.left };
+        turn.state.left = Left { commands: turn.state.left.commands, ..self.left };
         turn.state
     }
 }
@@ -164,6 +163,19 @@ impl Turn<'_> {
         match self.state.take_head() {
             Some(item) => self.happen(item),
             None => self.time_passes(),
+        }
+    }
+
+    /// The scenario's next command is given at this node.
+    pub fn command(&mut self, id: NodeId) {
+        let place = self.model.commands.len() - self.state.left.commands as usize;
+        self.state.left.commands -= 1;
+        self.step(id, Input::Command(place as RequestId, self.model.commands[place].clone()));
+    }
+
+    pub fn isolate(&mut self, id: NodeId) {
+        for peer in self.state.ids() {
+            self.cut(id, peer);
         }
     }
 

@@ -12,7 +12,7 @@ impl Turn<'_> {
     pub(super) fn order(&mut self, id: NodeId, number: OrderId, order: Order) {
         let local = self.local(id);
         let (until, waits) = match order {
-            Order::AwaitEnd { timeout } => (local + timeout, true),
+            Order::AwaitEnd { timeout } if !self.model.impatient => (local + timeout, true),
             _ => (Millis::MAX, false),
         };
         self.state.host_mut(id).order = Some((number, order, until));
@@ -45,7 +45,9 @@ impl Turn<'_> {
             Order::StopReceiving => self.stop_receiving(id, false),
             Order::AwaitEnd { .. } => self.stop_receiving(id, self.model.impatient),
             Order::Follow { leader } => {
-                self.state.host_mut(id).server.receiver = Some(leader);
+                let server = &mut self.state.host_mut(id).server;
+                server.receiver = Some(leader);
+                server.received_from = Some(leader);
                 self.wal_to(id);
                 OrderResult::Done
             }
@@ -141,8 +143,9 @@ impl Turn<'_> {
         let kept = self.model.has(Mutation::ReceiverKeptOverStart);
         let server = &mut self.state.host_mut(id).server;
         let log = std::mem::take(&mut server.log);
-        let receiver = server.receiver.filter(|_| kept);
-        *server = Server { log, mode: Mode::Standby, receiver, ..Server::default() };
+        let received_from = server.received_from;
+        let receiver = received_from.filter(|_| kept);
+        *server = Server { log, mode: Mode::Standby, receiver, received_from, ..Server::default() };
         if receiver.is_some() {
             self.wal_to(id);
         }
@@ -150,10 +153,9 @@ impl Turn<'_> {
 
     /// The server's processes are gone.
     pub(super) fn server_gone(&mut self, id: NodeId) {
-        let kept = self.model.has(Mutation::ReceiverKeptOverStart);
         let server = &mut self.state.host_mut(id).server;
         server.mode = Mode::Down;
-        server.receiver = server.receiver.filter(|_| kept);
+        server.receiver = None;
         server.streaming = false;
         server.waiting.clear();
         self.end_walsenders(id);
@@ -223,9 +225,10 @@ impl Turn<'_> {
         }
     }
 
-    /// A client commits; the number of the commit is that of its record.
+    /// A client commits; its number is its own: no two servers have it by chance.
     pub(super) fn commit(&mut self, id: NodeId) {
-        let number = 100 * (self.state.left.commits + 1) as u64 + u64::from(id.0);
+        self.state.left.commits -= 1;
+        let number = 1000 * u64::from(id.0) + self.state.host(id).server.log.records.len() as u64;
         let server = &mut self.state.host_mut(id).server;
         server.log.append(Kind::Commit(number));
         let Position { timeline, lsn } = server.log.end();

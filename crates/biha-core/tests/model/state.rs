@@ -23,6 +23,11 @@ pub enum Item {
 }
 
 impl Item {
+    /// It does not happen on this host.
+    pub fn is_not_for(&self, id: NodeId) -> bool {
+        self.host() != id
+    }
+
     /// The host on which it happens.
     fn host(&self) -> NodeId {
         match self {

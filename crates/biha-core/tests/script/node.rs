@@ -261,6 +261,7 @@ fn server(args: &mut Args) -> Parsed<Input> {
         consistent,
         streaming: args.flag("streaming"),
         checkpointed: args.flag("checkpointed"),
+        sick: args.flag("sick"),
         oldest_wal: Lsn(args.key_or("oldest", 0)?),
         synced: Lsn(args.key_or("synced", 0)?),
         hint: args.position("at")?,

@@ -37,6 +37,18 @@ impl Cluster {
             .controller
             .as_ref()
             .is_some_and(|node| node.state().is_leader() && node.hard().term == config.version.term);
+        if config.two_leaders_possible()
+            && !disk.config.two_leaders_possible()
+            && config.version.term > Term(0)
+        {
+            if leads && config.settings.nquorum == disk.config.settings.nquorum {
+                let text = format!("n{id} makes two leaders possible without anybody's wish: {config:?}");
+                self.checks.violation(Rule::S1, text);
+            }
+            // Somebody wished it.
+            self.checks.two_leaders = true;
+        }
+        let disk = &self.hosts[&id].disk;
         if leads {
             let known = self.checks.made_of.insert(config.version, disk.config.version);
             if known.is_some_and(|known| known != disk.config.version) {

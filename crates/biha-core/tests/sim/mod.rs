@@ -144,13 +144,6 @@ impl Cluster {
             host.backlog.push(what);
             return;
         }
-        if std::env::var_os("KINDS").is_some() {
-            let t = match &what {
-                What::Deliver(_, e) => format!("{:.14}", describe(&e.message)),
-                w => format!("{w:?}").split('(').next().unwrap().to_owned(),
-            };
-            println!("KIND {t}");
-        }
         match what {
             What::Deliver(life, mut envelope) => {
                 if self.host(at).life == life {
@@ -160,6 +153,10 @@ impl Cluster {
             }
             What::Lost(at, peer, how) => self.step(at, Input::Disconnected(peer, how)),
             What::Tick(at) => {
+                if self.host(at).tick_at > self.now {
+                    // It was put off.
+                    return;
+                }
                 self.host_mut(at).tick_at = Millis::MAX;
                 if self.host(at).synchronous.0 > 0 {
                     self.poke(at);

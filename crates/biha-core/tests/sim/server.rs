@@ -59,6 +59,7 @@ impl Server {
             consistent: up && self.log.records.len() >= self.consistent_from,
             streaming: self.streaming,
             checkpointed: self.checkpointed,
+            sick: false,
             oldest_wal: Lsn(0),
             synced: Lsn(0),
             hint: up.then(|| self.log.end()),

@@ -8,7 +8,11 @@ use super::super::state::State;
 
 pub const NAME: &str = "S5 what was told is remembered";
 
-pub fn holds(_: &Scenario, state: &State) -> bool {
+pub fn holds(model: &Scenario, state: &State) -> bool {
+    // There the memory itself is put back: it is for the others to notice.
+    if model.faults.put_back {
+        return true;
+    }
     let remembers_term = |(id, term): (&NodeId, &Term)| state.host(*id).term() >= *term;
     let remembers_vote = |id: &NodeId, term: &Term, candidate: &NodeId| {
         let hard = &state.host(*id).disk.hard;

@@ -1,0 +1,123 @@
+//! A leader whose disk takes no writes, or that hangs, gives up its office while it can, and is made to where it
+//! can't.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use biha_cluster_tests::cluster::{Builder, Cluster};
+use biha_cluster_tests::logs::{Expected, expect};
+use biha_cluster_tests::node::{Node, StopMode};
+use biha_cluster_tests::oracle::{Load, Oracle};
+use biha_cluster_tests::process;
+use biha_cluster_tests::run::run as run_program;
+use biha_cluster_tests::scenario::{judge, run};
+use rustix::process::Signal;
+
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines};
+
+/// A small file system of its own; unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// Puts a stopped node's pg_wal on it.
+    fn wal_of(node: &Node) -> Result<Mounted> {
+        let (wal, away) = (node.data.join("pg_wal"), node.data.with_extension("wal"));
+        fs::rename(&wal, &away)?;
+        fs::create_dir(&wal)?;
+        run_program(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256m", "tmpfs"]).arg(&wal))?;
+        let mounted = Mounted(wal.clone());
+        run_program(Command::new("cp").arg("-a").arg(format!("{}/.", away.display())).arg(&wal))?;
+        run_program(Command::new("chown").arg("--reference").arg(&node.data).arg(&wal))?;
+        run_program(Command::new("chmod").arg("700").arg(&wal))?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: the server may still run there, and is ended by its cluster.
+        if let Err(error) = run_program(Command::new("umount").arg("-l").arg(&self.0)) {
+            eprintln!("could not unmount {}: {error:#}", self.0.display());
+        }
+    }
+}
+
+fn builder() -> Builder {
+    Cluster::builder().setting("biha.watchdog_timeout", "1s").setting("max_wal_size", "64MB")
+}
+
+fn expected() -> Vec<Expected> {
+    let mut lines = failover_lines();
+    lines.extend([
+        expect("WARNING:  a disk takes no writes: ", "what this is about"),
+        expect("No space left on device", "the full disk"),
+        expect("startup*PANIC:  ", "the sick disk"),
+        expect("PANIC:  could not", "the sick disk"),
+        expect("FATAL:  could not", "the sick disk"),
+        expect("WARNING:  could not", "the sick disk"),
+        expect("ERROR:  could not", "the sick disk"),
+        expect("was terminated by signal 6", "a PANIC"),
+    ]);
+    lines
+}
+
+#[test]
+fn sick_leader_full_wal_disk() {
+    run("sick_leader_full_wal_disk", builder(), &expected(), |cluster, figures| {
+        let sick = cluster.others(cluster.leader()?.id)[0];
+        sick.stop(StopMode::Fast)?;
+        let wal = Mounted::wal_of(sick)?;
+        sick.start()?;
+        let leader = cluster.wait_healthy(A_MINUTE)?;
+        cluster.set_leader(leader, sick.id)?;
+        cluster.wait_healthy(A_MINUTE)?;
+        ensure!(cluster.leader()?.id == sick.id, "the switchover went wrong");
+        let oracle = Oracle::start(cluster, Load { rate: Some(20), ..Load::default() })?;
+        let fault = Instant::now();
+        // Until there is no room: dd fails then, as it should.
+        let filler = wal.0.join("filler");
+        let of = format!("of={}", filler.display());
+        let filled = run_program(Command::new("dd").args(["if=/dev/zero", "bs=1M", &of]));
+        ensure!(filled.is_err(), "the disk is not full");
+        let new = cluster.wait_leader_other_than(sick.id, A_MINUTE)?;
+        figures.time("another leads after", fault.elapsed());
+        oracle.wait_acks(50, TEN_SECONDS)?;
+        let mended = Instant::now();
+        fs::remove_file(filler)?;
+        if sick.postmaster().is_none() {
+            sick.wait_gone(TEN_SECONDS)?;
+            sick.start()?;
+        }
+        ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the mended node leads again");
+        let record = oracle.stop()?;
+        figures.time("outage", record.outage_between(fault, mended));
+        let verdict = judge(cluster, &record)?;
+        figures.note("lost", verdict.lost.len());
+        expect_little_lost(&verdict)
+    });
+}
+
+/// Whoever looks after the disks, and restarts the server, hangs: as on a disk that never answers.
+#[test]
+fn sick_leader_hanging() {
+    run("sick_leader_hanging", builder(), &expected(), |cluster, figures| {
+        let old = cluster.leader()?;
+        let oracle = Oracle::start(cluster, Load::default())?;
+        let agents = old.processes_titled("biha agent");
+        let fault = Instant::now();
+        agents.iter().try_for_each(|agent| process::signal(agent.pid, Signal::STOP))?;
+        let new = cluster.wait_leader_other_than(old.id, A_MINUTE)?;
+        figures.time("another leads after", fault.elapsed());
+        oracle.wait_acks(100, TEN_SECONDS)?;
+        agents.iter().try_for_each(|agent| process::signal(agent.pid, Signal::CONT))?;
+        ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the mended node leads again");
+        let record = oracle.stop()?;
+        figures.time("outage", record.outage(fault));
+        let verdict = judge(cluster, &record)?;
+        figures.note("lost", verdict.lost.len());
+        expect_little_lost(&verdict)
+    });
+}
