@@ -46,7 +46,7 @@ fn records(input: &mut Input<'_>) -> Vec<u8> {
     let mut content = b"BIHAHIST\x01\0".to_vec();
     while !input.is_empty() {
         let kind = input.byte();
-        let most = usize::from(input.byte()) * 4;
+        let most = usize::from(input.u16() % 1024);
         let body = input.bytes(most);
         let length = body.len() as u32 + u32::from(kind == 1) - u32::from(kind == 2 && !body.is_empty());
         let crc = crc32c::crc32c(body) ^ u32::from(kind == 3);

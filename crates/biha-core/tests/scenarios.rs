@@ -18,6 +18,7 @@ scenarios! {
     a_cancelled_hand_over_opens_only_on_new_acknowledgements
     a_candidate_gives_way_to_a_vote_request
     a_candidate_picks_a_term_above_its_own_history_files
+    a_candidate_tells_who_does_not_know_its_configuration
     a_candidate_votes_for_itself_by_the_same_rules
     a_change_is_done_when_the_standbys_have_what_came_before
     a_change_that_could_lose_a_commit_is_refused
@@ -42,6 +43,7 @@ scenarios! {
     a_new_voter_counts_as_synchronous_when_its_admission_is_settled
     a_newer_incarnation_is_proof_of_death
     a_node_removed_while_it_was_away_is_told_when_it_is_back
+    a_node_stays_joining_where_two_leaders_would_be_possible
     a_number_taken_by_hand_is_never_taken_for_the_elected_one
     a_one_way_link_does_not_split_the_cluster
     a_pending_vote_is_looked_at_again_when_the_receiver_has_stopped

@@ -2,13 +2,14 @@
 //! old and of the new voters has the version on disk (Ongaro 2014, §4.1).
 
 use crate::command::{Command, CommandError, CommandResult, MemberSetting, RequestId, Setting};
-use crate::config::{ClusterConfig, ConfigVersion, Member, Mode, Settings};
+use crate::config::{ClusterConfig, ConfigVersion, Member, Mode};
 use crate::event::EventKind;
 use crate::hardstate::RewindState;
 use crate::message::{Message, NodeState};
 use crate::step::Output;
 use crate::{Millis, NodeId, Term};
 
+use super::limits::{check_counts, check_synchronous, check_times};
 use super::sync::Barrier;
 use super::{Node, Role, invalid};
 
@@ -284,18 +285,6 @@ impl Node {
         Ok(config)
     }
 
-    /// More voters must not turn an explicit nquorum into one that elects two leaders.
-    fn check_majority(&self, new: &ClusterConfig) -> Result<(), CommandError> {
-        if self.config.two_leaders_possible() || !new.two_leaders_possible() {
-            return Ok(());
-        }
-        let (nquorum, voters) = (new.nquorum(), new.voters().count());
-        Err(invalid(
-            format!("nquorum {nquorum} is not a majority of {voters} voters: two leaders would be possible"),
-            "Raise nquorum first, with biha.set_nquorum.",
-        ))
-    }
-
     fn with_settings(&self, changes: &[Setting]) -> Result<ClusterConfig, CommandError> {
         let mut config = self.config.clone();
         let settings = &mut config.settings;
@@ -452,47 +441,4 @@ impl Node {
             self.send(origin.node, Message::ForwardReply { request: origin.request, result });
         }
     }
-}
-
-fn check_times(settings: &Settings) -> Result<(), CommandError> {
-    if !(10..=60_000).contains(&settings.heartbeat_send_period) {
-        return Err(invalid("heartbeat_send_period must be between 10 and 60000 ms", ""));
-    }
-    if !(2..=1000).contains(&settings.heartbeat_max_lost) {
-        return Err(invalid("heartbeat_max_lost must be between 2 and 1000", ""));
-    }
-    if settings.no_wal_on_follower < 1000 {
-        return Err(invalid("no_wal_on_follower must be at least 1000 ms", ""));
-    }
-    Ok(())
-}
-
-/// More synchronous standbys than there are would let every commit wait for ever.
-fn check_synchronous(config: &ClusterConfig) -> Result<(), CommandError> {
-    let standbys = config.members.values().filter(|m| m.is_wal_voter()).count().saturating_sub(1);
-    if config.settings.sync_standbys as usize > standbys {
-        return Err(invalid(
-            format!("sync_standbys {} does not fit {standbys} standbys", config.settings.sync_standbys),
-            "Every commit would wait for a node that does not exist. Add nodes first.",
-        ));
-    }
-    Ok(())
-}
-
-fn check_counts(config: &ClusterConfig) -> Result<(), CommandError> {
-    let voters = config.voters().count();
-    let members = config.members.values().filter(|m| !m.joining).count();
-    if config.nquorum() < 1 || config.nquorum() > voters {
-        return Err(invalid(
-            format!("nquorum {} does not fit {voters} voters", config.nquorum()),
-            "Change nquorum first, with biha.set_nquorum.",
-        ));
-    }
-    if config.minnodes() < 1 || config.minnodes() > members {
-        return Err(invalid(
-            format!("minnodes {} does not fit {members} nodes", config.minnodes()),
-            "Change minnodes first, with biha.set_minnodes.",
-        ));
-    }
-    Ok(())
 }

@@ -20,6 +20,7 @@ mod elect;
 mod follow;
 mod handover;
 mod lead;
+mod limits;
 mod peers;
 mod sync;
 mod view;

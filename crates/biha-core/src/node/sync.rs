@@ -4,11 +4,9 @@
 //! Reads (elections) and writes (acknowledged commits) must overlap: k + 1 + nquorum > voters, at every moment and
 //! from each configuration to the next.
 
-use crate::command::CommandError;
-use crate::config::{ClusterConfig, Lossless};
 use crate::{Lsn, Millis, NodeId};
 
-use super::{Node, Role, invalid};
+use super::{Node, Role};
 
 /// How often to look whether standbys have flushed what is waited for, in ms.
 const LOOK: Millis = 5;
@@ -106,33 +104,5 @@ impl Node {
             change.barrier = Barrier::Until(end.lsn);
         }
         matches!(change.barrier, Barrier::Until(end) if synced >= end)
-    }
-
-    /// Under `lossless = require` no change may let an acknowledged commit be lost, on the way included.
-    pub(super) fn check_lossless(&self, new: &ClusterConfig) -> Result<(), CommandError> {
-        if new.settings.lossless != Lossless::Require {
-            return Ok(());
-        }
-        let (lossless, why) = new.lossless();
-        if !lossless {
-            return Err(invalid(
-                format!("lossless is \"require\", but with this change commits could be lost: {why}"),
-                "k + 1 + nquorum must be more than the number of voters: change biha.set_sync_standbys or \
-                 biha.set_nquorum first, or relax biha.set_lossless.",
-            ));
-        }
-        let pending = match &self.role {
-            Role::Leader(leader) => leader.change.as_ref().map(|change| &change.old),
-            _ => None,
-        };
-        let before = [Some(&self.config), pending];
-        let guarded = |old: &&&ClusterConfig| old.settings.lossless == Lossless::Require;
-        if before.iter().flatten().filter(guarded).any(|old| old.may_lose_by(new)) {
-            return Err(invalid(
-                "a quorum after this change could lack a commit that was acknowledged before it",
-                "Raise biha.set_sync_standbys by one first, and lower it again afterwards.",
-            ));
-        }
-        Ok(())
     }
 }

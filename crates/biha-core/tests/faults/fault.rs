@@ -17,6 +17,7 @@ pub enum Fault {
     ClusterControllersKilled,
     CutOneWay,
     CutBothWays,
+    ControlCut,
     Isolated,
     Parted,
     ConnectionReset,
@@ -25,6 +26,7 @@ pub enum Fault {
     DiskFull,
     PromotedByHand,
     CutOffFollowerStands,
+    VoterForgets,
     Switchover,
     Parameter,
     Member,
@@ -34,7 +36,7 @@ pub enum Fault {
 use Fault::*;
 
 /// How often each is chosen.
-const WEIGHTS: [(Fault, u64); 20] = [
+const WEIGHTS: [(Fault, u64); 22] = [
     (ControllerKilled, 4),
     (PostmasterKilled, 4),
     (PowerLost, 4),
@@ -43,7 +45,8 @@ const WEIGHTS: [(Fault, u64); 20] = [
     (ClusterPowerLost, 1),
     (ClusterControllersKilled, 1),
     (CutOneWay, 5),
-    (CutBothWays, 4),
+    (CutBothWays, 3),
+    (ControlCut, 4),
     (Isolated, 5),
     (Parted, 3),
     (ConnectionReset, 3),
@@ -52,6 +55,7 @@ const WEIGHTS: [(Fault, u64); 20] = [
     (DiskFull, 2),
     (PromotedByHand, 2),
     (CutOffFollowerStands, 3),
+    (VoterForgets, 2),
     (Switchover, 8),
     (Parameter, 5),
     (Member, 4),
@@ -100,9 +104,10 @@ impl Run {
                 }
                 return Ok(true);
             }
-            CutOneWay | CutBothWays | ConnectionReset if a == b => return Ok(false),
+            CutOneWay | CutBothWays | ControlCut | ConnectionReset if a == b => return Ok(false),
             CutOneWay => c.net.cut(a, b),
             CutBothWays => self.cut_both(a, b),
+            ControlCut => c.net.cut_control(a, b),
             ConnectionReset => c.reset_connection(a, b),
             Isolated => {
                 for other in c.ids() {
@@ -114,7 +119,8 @@ impl Run {
             ControllerHangs => c.stall(a),
             DiskFull => c.host_mut(a).disk.full = true,
             PromotedByHand => return Ok(self.promote_by_hand(a)),
-            CutOffFollowerStands => return self.plot(),
+            CutOffFollowerStands => return self.follower_stands(),
+            VoterForgets => return self.voter_forgets(),
             Switchover => self.user(a, Command::SetLeader(b)),
             Parameter => self.change_parameter(a, b),
             Member => return Ok(self.change_members(b)),
@@ -166,7 +172,7 @@ impl Run {
     }
 
     /// Its data are there, its state file is not. One at a time, as long as the others can elect without it.
-    fn lose_memory(&mut self, id: NodeId) -> bool {
+    pub fn lose_memory(&mut self, id: NodeId) -> bool {
         if !self.can_spare(id) {
             return false;
         }
@@ -176,22 +182,6 @@ impl Run {
             self.operator.will_renew(id);
         }
         true
-    }
-
-    /// A follower is cut off until it stands; another, whose promise holds the leader's lease, forgets it if it can.
-    fn plot(&mut self) -> Result<bool, String> {
-        let Some(leader) = self.leader().filter(|_| self.cluster.hosts.len() > 2) else { return Ok(false) };
-        let mut others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != leader).collect();
-        let last = others.remove(self.rng.below(others.len() as u64) as usize);
-        for id in others {
-            self.cut_both(leader, id);
-        }
-        let wait = self.timeout + self.rng.below(self.timeout);
-        self.work(wait)?;
-        self.cut_both(leader, last);
-        self.cluster.kill_controller(last);
-        self.work(self.timeout)?;
-        Ok(true)
     }
 
     /// Some of what was done is undone.

@@ -9,6 +9,7 @@ mod bites;
 mod fault;
 mod figures;
 mod operator;
+mod plots;
 mod recovery;
 mod run;
 #[path = "../sim/mod.rs"]

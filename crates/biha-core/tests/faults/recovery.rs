@@ -60,14 +60,19 @@ impl Run {
     }
 
     /// Is there a quorum with an electable member that holds as much as the others of it, and are there enough
-    /// nodes to take writes? A voter that holds more but may not lead stands in the way: nobody fetches its WAL.
+    /// nodes to take writes? A voter that holds more but may not lead stands in the way: nobody fetches its WAL. And
+    /// a node whose rewind is not complete votes only once a leader has given it the rest.
     fn can_elect(&self) -> bool {
         let config = self.newest_config();
         let there: Vec<_> = config.members.iter().filter(|(id, _)| !self.is_away(**id)).collect();
         let end = |id: NodeId| self.cluster.host(id).server.log.end();
+        let whole = |id: NodeId| {
+            let server = &self.cluster.host(id).server;
+            server.log.records.len() >= server.consistent_from
+        };
         let elects = |candidate: NodeId| {
             let votes = |(id, m): &&(&NodeId, &Member)| {
-                m.is_voter() && (!m.is_wal_voter() || end(**id) <= end(candidate))
+                m.is_voter() && (!m.is_wal_voter() || whole(**id) && end(**id) <= end(candidate))
             };
             there.iter().filter(votes).count() >= config.nquorum()
         };
@@ -96,7 +101,9 @@ impl Run {
         config.members.iter().filter(|(id, _)| **id != leader && !self.operator.keeps_down(**id)).all(
             |(id, m)| {
                 let h = self.cluster.host(*id);
-                let synced = h.disk.config.version == config.version && !m.joining;
+                // Some may never vote: two leaders, or a loss, would be possible then.
+                let synced =
+                    h.disk.config.version == config.version && (!m.joining || !may_vote(config, *id));
                 synced && (m.mode == Mode::Referee || h.server.streaming && h.server.receiver == Some(leader))
             },
         )
@@ -186,4 +193,14 @@ impl Run {
             None => self.until_all_follow(),
         }
     }
+}
+
+/// Would the cluster be as safe as it is, if this node voted?
+fn may_vote(config: &ClusterConfig, id: NodeId) -> bool {
+    let mut admitted = config.clone();
+    if let Some(member) = admitted.members.get_mut(&id) {
+        member.joining = false;
+    }
+    let require = config.settings.lossless == Lossless::Require;
+    !admitted.two_leaders_possible() && (!require || admitted.lossless().0 && !config.may_lose_by(&admitted))
 }

@@ -57,6 +57,9 @@ pub struct Run {
     pub most_nodes: u32,
     /// Clients commit once in so many ms.
     pace: Millis,
+    /// They do not, for now.
+    pub quiet: bool,
+    next_commit: Millis,
     /// Voters are added and removed, and what counts as a quorum changes.
     pub voters_change: bool,
     /// Somebody may promote a server by hand, and did: a number may have been taken twice, which is an error to
@@ -92,7 +95,9 @@ impl Run {
             last_fault: Fault::Repair,
             nodes,
             most_nodes: nodes + 2,
-            pace: 10 + Millis::from(nodes),
+            pace: rng.pick(if plan.lossless { &[10, 10, 10, 50] } else { &[10, 10, 100, 1000] }) + Millis::from(nodes),
+            quiet: false,
+            next_commit: 0,
             voters_change,
             hands: !guarded && rng.one_in(8),
             by_hand: false,
@@ -112,7 +117,9 @@ impl Run {
     pub fn set_clock(&mut self, id: NodeId) {
         let clock = &mut self.cluster.host_mut(id).clock;
         clock.offset = self.rng.below(100_000_000);
-        clock.ppm = self.rng.below(2 * self.clock_error + 1) as i64 - self.clock_error as i64;
+        let error = self.clock_error as i64;
+        let some = self.rng.below(2 * self.clock_error + 1) as i64 - error;
+        clock.ppm = self.rng.pick(&[some, error, -error]);
         clock.pauses = self.pausing_clocks;
     }
 
@@ -140,11 +147,11 @@ impl Run {
         let end = self.cluster.now + ms;
         while self.cluster.now < end {
             let elections = self.cluster.checks.elections();
-            self.cluster.run(self.pace.min(end - self.cluster.now));
-            for id in self.cluster.ids() {
-                if self.cluster.host(id).server.mode == ServerMode::Production {
-                    let _ = self.cluster.commit(id);
-                }
+            let due = self.next_commit.max(self.cluster.now + 1);
+            self.cluster.run(due.min(end).min(self.cluster.now + 20) - self.cluster.now);
+            if self.cluster.now >= self.next_commit && !self.quiet {
+                self.next_commit = self.cluster.now + self.pace;
+                self.commit();
             }
             let elected = self.cluster.checks.elections() - elections;
             if elected > 0 {
@@ -154,6 +161,15 @@ impl Run {
             self.verdict()?;
         }
         Ok(())
+    }
+
+    /// A client at each server that is not in recovery.
+    fn commit(&mut self) {
+        for id in self.cluster.ids() {
+            if self.cluster.host(id).server.mode == ServerMode::Production {
+                let _ = self.cluster.commit(id);
+            }
+        }
     }
 
     pub fn verdict(&self) -> Result<(), String> {

@@ -128,7 +128,7 @@ impl Scenario {
 
     /// What is free and happens when nothing else is under way.
     fn between(&self, state: &State, actions: &mut Vec<Action>) {
-        if !state.cut.is_empty() {
+        if self.faults.heal && !state.cut.is_empty() {
             actions.push(Action::Heal);
         }
         if state.frozen.is_some() {
@@ -186,7 +186,8 @@ impl Scenario {
             actions.extend(up().filter(|h| h.server.mode == Mode::Standby).map(|h| Action::Promote(h.id)));
         }
         if may.put_back {
-            actions.extend(up().map(|h| Action::PutBack(h.id)));
+            // Only where the copy's next start number has been used since.
+            actions.extend(up().filter(|h| h.life > 2).map(|h| Action::PutBack(h.id)));
         }
     }
 }

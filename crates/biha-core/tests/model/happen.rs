@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use biha_core::*;
 
 use super::host::Mode;
+use super::mutation::Mutation;
 use super::scenario::Scenario;
 use super::shared::Shared;
 use super::state::{Item, State};
@@ -40,6 +41,7 @@ impl<'a> Turn<'a> {
                     return;
                 }
                 let envelope = self.arriving((*envelope).clone());
+                self.meet(&envelope);
                 self.forge(&envelope);
                 self.step(to, Input::Message(envelope));
             }
@@ -159,11 +161,28 @@ impl<'a> Turn<'a> {
         if to.0 as usize > self.state.hosts.len() || self.state.cut.contains(&(envelope.from, to)) {
             return;
         }
+        if self.refuses(to, envelope.from) || self.refuses(envelope.from, to) {
+            return;
+        }
         let peer = self.state.host(to);
         if peer.node.is_some() {
             let life = peer.life;
             self.state.push(Item::Deliver(life, Shared::new(envelope)));
         }
+    }
+
+    fn meet(&mut self, envelope: &Envelope) {
+        let known = self.state.host(envelope.to).met.get(&envelope.from);
+        if known.is_none_or(|known| *known < envelope.incarnation) {
+            self.state.host_mut(envelope.to).met.insert(envelope.from, envelope.incarnation);
+        }
+    }
+
+    /// Does this host's transport refuse the other, because it knows a newer life of it?
+    fn refuses(&self, id: NodeId, other: NodeId) -> bool {
+        let known = self.state.host(id).met.get(&other);
+        !self.model.has(Mutation::OldLivesHeard)
+            && known.is_some_and(|known| *known > self.state.host(other).disk.hard.incarnation)
     }
 
     /// Words for the new connections between two nodes.
@@ -195,6 +214,7 @@ impl<'a> Turn<'a> {
         let host = self.state.host_mut(id);
         host.life += 1;
         host.order = None;
+        host.met.clear();
         host.told = ServerStatus::default();
         let (config, word) = (host.disk.config.clone(), host.gate);
         let (node, outputs) = Node::new(local, 0, hard, config, options, rewound);

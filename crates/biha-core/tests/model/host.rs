@@ -86,6 +86,8 @@ pub struct Host {
     /// What the agent is doing; and until when, where it merely waits.
     pub order: Option<(OrderId, Order, Millis)>,
     pub told: ServerStatus,
+    /// The newest life heard of each peer, as the transport knows it.
+    pub met: BTreeMap<NodeId, Incarnation>,
     /// The state files as they were at the beginning.
     pub copy: Option<Box<Disk>>,
     /// What a mutation remembers: the gate's word, or the hand-over, of before.
@@ -104,6 +106,7 @@ impl Host {
             gate: 0,
             order: None,
             told: ServerStatus::default(),
+            met: BTreeMap::new(),
             copy: None,
             word_before: 0,
             handover_before: None,
@@ -126,6 +129,19 @@ impl Host {
 
     pub fn state(&self) -> NodeState {
         self.node.as_ref().map_or(NodeState::Unknown, Node::state)
+    }
+
+    /// For people: id.life, state, term, end of WAL, and whether the gate's word lies ahead.
+    pub fn summary(&self, local: Millis) -> String {
+        let open = if self.gate > local { " open" } else { "" };
+        let server = match self.server.mode {
+            Mode::Standby => "",
+            Mode::Production => " production",
+            Mode::Draining => " draining",
+            Mode::Down => " down",
+        };
+        let state = self.state().name();
+        format!("n{}.{} {state} {} {}{server}{open}", self.id, self.life, self.term(), self.server.log.end())
     }
 
     pub fn leads(&self) -> bool {

@@ -48,6 +48,10 @@ pub enum Mutation {
     WordKeptOverStart,
     /// A controller that starts goes on with the leadership of its former life.
     LeadershipResumed,
+    /// A refused connection counts as proof of death (the node's own setting).
+    RefusalTrusted,
+    /// A configuration that is not lossless is taken for one (the scenario's own).
+    RefereesNotCounted,
     /// A voter believes a candidate that the leader is dead.
     ClaimBelieved,
     /// When a hand-over is cancelled the gate's word from before it is put back.

@@ -25,6 +25,8 @@ pub struct Faults {
     pub isolate: bool,
     pub part: bool,
     pub freeze: bool,
+    /// What was cut may be healed.
+    pub heal: bool,
     pub early: bool,
     pub refuse: bool,
     pub split: bool,
@@ -43,6 +45,7 @@ impl Faults {
         isolate: false,
         part: false,
         freeze: false,
+        heal: false,
         early: false,
         refuse: false,
         split: false,
@@ -51,7 +54,7 @@ impl Faults {
         put_back: false,
     };
     /// Whole nodes and links fail, no single frame.
-    pub const COARSE: Faults = Faults { kill: true, isolate: true, part: true, freeze: true, ..Faults::NONE };
+    pub const COARSE: Faults = Faults { kill: true, isolate: true, part: true, freeze: true, heal: true, ..Faults::NONE };
     /// What happens to nodes and networks.
     pub const USUAL: Faults = Faults { late: true, twice: true, crash: true, early: true, ..Faults::COARSE };
 }

@@ -177,7 +177,9 @@ pub fn unanswered_hand_over() -> Scenario {
     }
 }
 
-/// A node comes back with an old copy of its state files.
+/// A node has elected the second leader. It may come back with a copy of its state files that is so old that its
+/// start number was seen before, by the first leader too, which still lives but reaches nobody. (Not shown, as it
+/// does not hold: the same where whoever has seen that number was itself started anew.)
 pub fn put_back() -> Scenario {
     Scenario {
         before: |turn| {
@@ -187,9 +189,11 @@ pub fn put_back() -> Scenario {
                 turn.start(NodeId(3), None);
                 turn.run_until(|turn| turn.steady());
             }
+            turn.isolate(NodeId(1));
+            turn.run_until(|turn| turn.state.host(NodeId(2)).leads());
         },
-        left: left(5, 3, 0),
-        faults: Faults { kill: true, isolate: true, put_back: true, ..Faults::NONE },
+        left: left(4, 2, 1),
+        faults: Faults { split: true, put_back: true, ..Faults::NONE },
         reaches: &[SECOND_TERM],
         ..Scenario::new("put back", 3)
     }
@@ -223,47 +227,61 @@ pub fn respawn_lossless() -> Scenario {
     }
 }
 
-/// Hosts that refuse connections on behalf of living ones.
+/// A follower that does not hear its leader, and hosts that refuse connections on behalf of living ones.
 pub fn refused() -> Scenario {
     Scenario {
-        faults: Faults { refuse: true, ..Faults::COARSE },
-        left: left(5, 3, 0),
+        name: "refused",
+        faults: Faults { refuse: true, late: true, ..Faults::COARSE },
+        left: left(3, 2, 0),
         reaches: &[SECOND_TERM],
-        ..Scenario::new("refused", 3)
+        ..cut_off()
     }
 }
 
-/// Servers that somebody promotes by hand.
+/// A follower that does not hear its leader is elected by the third node, which may then have the old leader's ear
+/// again.
+pub fn change_of_sides() -> Scenario {
+    Scenario {
+        name: "change of sides",
+        faults: Faults { split: true, ..Faults::NONE },
+        left: left(14, 2, 0),
+        reaches: &[SECOND_TERM, THIRD_TERM],
+        ..cut_off()
+    }
+}
+
+/// Somebody has promoted a server by hand that lacks an acknowledged commit.
 pub fn by_hand() -> Scenario {
     Scenario {
         leases: false,
+        before: |turn| {
+            turn.cut(NodeId(1), NodeId(3));
+            turn.commit(NodeId(1));
+            turn.run_until(|turn| !turn.state.seen.acknowledged.is_empty() && turn.state.queue.is_empty());
+            turn.promote_by_hand(NodeId(3));
+        },
         faults: Faults { promote: true, ..Faults::COARSE },
-        left: left(6, 3, 1),
-        reaches: &[SECOND_TERM, COMMITTED],
+        left: left(4, 1, 0),
+        reaches: &[SECOND_TERM],
         ..Scenario::new("by hand", 3)
     }
 }
 
-pub fn all() -> Vec<Scenario> {
-    vec![
-        failover(),
-        outages(),
-        cut_off(),
-        cut_off_lossless(),
-        respawn_lossless(),
-        start(),
-        lossless(),
-        lossless_outages(),
-        hand_over(),
-        change(),
-        two_changes(),
-        missed_change(),
-        two_tails(),
-        unanswered_hand_over(),
-        put_back(),
-        referee(),
-        respawn(),
-        refused(),
-        by_hand(),
-    ]
+/// Three nodes and two referees that have no WAL: an electing quorum can lack what two nodes acknowledged.
+pub fn five_with_two_referees() -> Scenario {
+    let mut model = Scenario::new("five with two referees", 5);
+    for id in [4, 5] {
+        model.config.members.insert(NodeId(id), member(Mode::Referee));
+    }
+    Scenario {
+        leases: false,
+        before: |turn| {
+            turn.cut(NodeId(1), NodeId(3));
+            turn.commit(NodeId(1));
+            turn.run_until(|turn| !turn.state.seen.acknowledged.is_empty() && turn.state.queue.is_empty());
+        },
+        left: left(4, 1, 0),
+        faults: Faults { split: true, ..Faults::NONE },
+        ..model
+    }
 }

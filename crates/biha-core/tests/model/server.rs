@@ -128,7 +128,7 @@ impl Turn<'_> {
     }
 
     /// Somebody calls pg_promote(): the server opens the next free timeline.
-    pub(super) fn promote_by_hand(&mut self, id: NodeId) {
+    pub fn promote_by_hand(&mut self, id: NodeId) {
         let server = &mut self.state.host_mut(id).server;
         let next = server.log.max_timeline() + 1;
         if server.mode == Mode::Standby && server.log.open_timeline(next, id).is_ok() {

@@ -1,6 +1,7 @@
 //! What a state of the model consists of, and what can happen next.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
 
 use biha_core::*;
 
@@ -20,6 +21,23 @@ pub enum Item {
     Pull(NodeId),
     /// Server and controller start, after a rewind against this node.
     Start(NodeId, u32, Option<NodeId>),
+}
+
+/// For people.
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Item::Deliver(_, frame) => {
+                let text = format!("{:?}", frame.message);
+                let kind = text.split(['(', ' ']).next().unwrap_or_default();
+                write!(f, "n{} to n{}: {kind} in {}", frame.from, frame.to, frame.term)
+            }
+            Item::Tick(id, _) => write!(f, "n{id}: deadline"),
+            Item::Done(id, _, number) => write!(f, "n{id}: order {} done", number & 0xffff_ffff),
+            Item::Pull(id) => write!(f, "n{id}: WAL"),
+            Item::Start(id, _, rewind) => write!(f, "n{id}: start, rewound against {rewind:?}"),
+        }
+    }
 }
 
 impl Item {

@@ -242,7 +242,8 @@ impl Cluster {
     /// Orders that must never be given.
     pub(super) fn check_order(&mut self, id: NodeId, order: &Order) {
         let host = &self.hosts[&id];
-        let busy = host.order.as_ref().filter(|(_, o)| !matches!(o, Order::AwaitEnd { .. }));
+        let waits = |o: &Order| matches!(o, Order::AwaitEnd { .. } | Order::PrepareHandover);
+        let busy = host.order.as_ref().filter(|(_, o)| !waits(o));
         if let Some((_, busy)) = busy {
             let text = format!("n{id} orders {order:?} while {busy:?} is not done");
             self.checks.violation(Rule::Order, text);

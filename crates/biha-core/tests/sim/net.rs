@@ -11,6 +11,8 @@ use super::{Cluster, LATENCY, RETRY_CONNECT, What, say};
 pub struct Net {
     /// Directions in which nothing passes.
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// And those in which only the control channel's frames do not.
+    cut_control: BTreeSet<(NodeId, NodeId)>,
     /// Connections between controllers, with the life of each side's controller.
     connections: BTreeMap<(NodeId, NodeId), (u64, u64)>,
     /// Attempts to connect that are to come, and when: one for each direction is enough.
@@ -22,12 +24,23 @@ impl Net {
         self.cut.insert((from, to));
     }
 
+    /// A firewall lets PostgreSQL's port through, and not biha's.
+    pub fn cut_control(&mut self, a: NodeId, b: NodeId) {
+        self.cut_control.extend([(a, b), (b, a)]);
+    }
+
+    /// Can controllers talk, both ways?
+    pub fn control_open(&self, a: NodeId, b: NodeId) -> bool {
+        self.open(a, b) && !self.cut_control.contains(&(a, b))
+    }
+
     pub fn heal(&mut self, from: NodeId, to: NodeId) {
         self.cut.remove(&(from, to));
     }
 
     pub fn heal_all(&mut self) {
         self.cut.clear();
+        self.cut_control.clear();
     }
 
     /// Does anything pass in this direction?
@@ -67,7 +80,8 @@ impl Cluster {
         self.trace_message(id, &envelope);
         let Some(peer) = self.hosts.get(&to) else { return };
         let lives = ((id, self.host(id).life), (to, peer.life));
-        if !self.net.connected(lives.0, lives.1) || !self.net.passes(id, to) {
+        let passes = self.net.passes(id, to) && !self.net.cut_control.contains(&(id, to));
+        if !passes || !self.net.connected(lives.0, lives.1) {
             return;
         }
         let chaos = self.chaos;
@@ -108,7 +122,7 @@ impl Cluster {
             return;
         }
         let (from, to) = ((id, mine.life), (peer, its.life));
-        if !its.power || its.frozen || !self.net.open(id, peer) {
+        if !its.power || its.frozen || !self.net.control_open(id, peer) {
             return;
         }
         if its.controller.is_none() {

@@ -1,0 +1,79 @@
+//! Faults in a row, each of which is harmless alone: what chance would need very many seeds for.
+
+use biha_core::*;
+
+use super::run::Run;
+use super::sim::Mutation;
+
+impl Run {
+    /// A follower is cut off until it stands; another, whose promise holds the leader's lease, forgets it if it can.
+    pub fn follower_stands(&mut self) -> Result<bool, String> {
+        let Some(leader) = self.leader().filter(|_| self.cluster.hosts.len() > 2) else { return Ok(false) };
+        let mut others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        let last = others.remove(self.rng.below(others.len() as u64) as usize);
+        // Else what is committed meanwhile would keep the others from being elected.
+        self.quiet = !self.rng.one_in(4);
+        for id in others {
+            self.cut_both(leader, id);
+        }
+        let wait = self.timeout + self.rng.below(self.timeout);
+        self.work(wait)?;
+        self.cut_both(leader, last);
+        self.forget(last);
+        self.work(self.timeout)?;
+        self.quiet = false;
+        Ok(true)
+    }
+
+    /// A leader is cut off and restarted; as soon as the others have elected another, one of them forgets whom it voted
+    /// for, if it can, and hears the old leader only, who asks for a vote in the same term.
+    pub fn voter_forgets(&mut self) -> Result<bool, String> {
+        let Some(old) = self.leader().filter(|_| self.cluster.hosts.len() > 2) else { return Ok(false) };
+        let term = self.cluster.host(old).disk.hard.term;
+        self.quiet = true;
+        for id in self.cluster.ids() {
+            self.cut_both(old, id);
+        }
+        self.cluster.kill_controller(old);
+        let end = self.cluster.now + 3 * self.timeout;
+        while self.cluster.now < end && self.elected_after(term).is_none() {
+            self.work(1)?;
+        }
+        if let Some(new) = self.elected_after(term) {
+            let voters: Vec<NodeId> = self
+                .cluster
+                .hosts
+                .values()
+                .filter(|h| h.id != new && h.disk.hard.voted_for == Some(new))
+                .map(|h| h.id)
+                .collect();
+            if !voters.is_empty() {
+                let voter = self.rng.pick(&voters);
+                self.heal();
+                for id in self.cluster.ids().into_iter().filter(|id| *id != voter && *id != old) {
+                    self.cut_both(voter, id);
+                    self.cut_both(old, id);
+                }
+                self.forget(voter);
+                self.work(2 * self.timeout)?;
+            }
+        }
+        self.quiet = false;
+        Ok(true)
+    }
+
+    /// A leader of a later term, whether it takes writes or not.
+    fn elected_after(&self, term: Term) -> Option<NodeId> {
+        let leads = |node: &Node| node.state().is_leader() && node.hard().term > term;
+        self.cluster.hosts.values().find(|h| h.controller.as_ref().is_some_and(leads)).map(|h| h.id)
+    }
+
+    /// A crash; what is not on disk is forgotten. Where the rule is that a lost memory is replaced by an empty one, that.
+    fn forget(&mut self, id: NodeId) {
+        if self.cluster.mutated(Mutation::EmptyMemory) && self.lose_memory(id) {
+            self.cluster.boot(id);
+        } else {
+            self.cluster.kill_controller(id);
+        }
+    }
+}
