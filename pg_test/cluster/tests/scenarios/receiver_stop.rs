@@ -31,6 +31,7 @@ fn expected() -> Vec<Expected> {
     lines.extend([
         expect("ERROR:  canceling statement due to conflict with recovery", "it held replay"),
         expect("FATAL:  canceling statement due to conflict with recovery", "a login at that moment"),
+        expect("FATAL:  terminating connection due to conflict with recovery", "a login at that moment"),
         expect("WARNING:  canceling the wait for synchronous replication", "the deposed leader restarts"),
     ]);
     lines
