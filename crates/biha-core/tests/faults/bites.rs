@@ -1,4 +1,4 @@
-//! That the simulation would see it: with a rule taken out, what the rule is for is broken within so many seeds. All
+//! That the simulation would see it: with a rule taken out, what the rule is for is broken. All
 //! other checks are off then, the nearer ones (what is said, what is ordered) too: the harm itself is to be seen.
 //!
 //! And what holds although something was taken out: S3 needs neither leases nor clocks.
@@ -21,11 +21,14 @@ const ALL: [Rule; 10] = [
     Rule::Node,
 ];
 
+/// Most take less than a few hundred. As many as an ordinary run has, for the rarest.
+const WITHIN: u64 = 10_000;
+
 /// Runs seeds until one breaks the rule.
-fn breaks(rule: Rule, within: u64, mutations: &[Mutation], lossless: bool) {
+fn breaks(rule: Rule, mutations: &[Mutation], lossless: bool) {
     let expected = ALL.into_iter().filter(|other| *other != rule).collect();
     let plan = Plan { mutations: mutations.to_vec(), expected, lossless, ..Plan::default() };
-    let found = (0..within).find(|seed| {
+    let found = (0..WITHIN).find(|seed| {
         let broken = catch_unwind(AssertUnwindSafe(|| {
             let mut run = Run::new(*seed, &plan);
             run.faults().is_err()
@@ -33,74 +36,74 @@ fn breaks(rule: Rule, within: u64, mutations: &[Mutation], lossless: bool) {
         // A core that finds itself wrong dies: that is seen too, but is not what is looked for.
         broken.unwrap_or(false)
     });
-    let seed = found.unwrap_or_else(|| panic!("{rule:?} holds in {within} seeds without {mutations:?}"));
+    let seed = found.unwrap_or_else(|| panic!("{rule:?} holds in {WITHIN} seeds without {mutations:?}"));
     println!("{mutations:?}: {rule:?} broken by seed {seed}");
 }
 
 #[test]
 fn told_before_written() {
-    breaks(Rule::S1, 3000, &[Mutation::ToldBeforeWritten], false);
+    breaks(Rule::S1, &[Mutation::ToldBeforeWritten], false);
 }
 
 #[test]
 fn no_stickiness() {
-    breaks(Rule::S2, 200, &[Mutation::NoStickiness], false);
+    breaks(Rule::S2, &[Mutation::NoStickiness], false);
 }
 
 #[test]
 fn no_silence_after_a_start() {
-    breaks(Rule::S2, 3000, &[Mutation::NoSilence], false);
+    breaks(Rule::S2, &[Mutation::NoSilence], false);
 }
 
 #[test]
 fn a_lease_longer_than_the_promise() {
-    breaks(Rule::S2, 200, &[Mutation::LeaseTooLong], false);
+    breaks(Rule::S2, &[Mutation::LeaseTooLong], false);
 }
 
 #[test]
 fn a_gate_that_outlives_the_good_bye() {
-    breaks(Rule::S2, 200, &[Mutation::GateAfterGoodbye], false);
+    breaks(Rule::S2, &[Mutation::GateAfterGoodbye], false);
 }
 
 #[test]
 fn a_receiver_that_goes_on() {
     let mutations = [Mutation::ReceiverGoesOn, Mutation::NoLease, Mutation::NoStickiness];
-    breaks(Rule::S3, 1000, &mutations, true);
+    breaks(Rule::S3, &mutations, true);
 }
 
 #[test]
 fn a_server_in_production_that_votes() {
-    breaks(Rule::S3, 2000, &[Mutation::ProductionVotes], true);
+    breaks(Rule::S3, &[Mutation::ProductionVotes], true);
 }
 
 #[test]
 fn an_empty_memory() {
-    breaks(Rule::S1, 3000, &[Mutation::EmptyMemory], false);
+    breaks(Rule::S1, &[Mutation::EmptyMemory], false);
 }
 
 #[test]
 fn the_next_free_timeline_number() {
-    breaks(Rule::S4, 200, &[Mutation::NextFreeTimeline], false);
+    breaks(Rule::S4, &[Mutation::NextFreeTimeline], false);
 }
 
 #[test]
 fn positions_that_are_not_compared() {
-    breaks(Rule::S3, 500, &[Mutation::PositionNotCompared], true);
+    breaks(Rule::S3, &[Mutation::PositionNotCompared], true);
 }
 
 #[test]
 fn timelines_that_are_not_compared() {
-    breaks(Rule::S3, 3000, &[Mutation::TimelineNotCompared], true);
+    breaks(Rule::S3, &[Mutation::TimelineNotCompared], true);
 }
 
 #[test]
 fn configurations_that_are_not_compared() {
-    breaks(Rule::S6, 1000, &[Mutation::ConfigNotCompared], false);
+    breaks(Rule::S6, &[Mutation::ConfigNotCompared], false);
 }
 
 #[test]
 fn one_synchronous_standby_too_few() {
-    breaks(Rule::S3, 500, &[Mutation::OneStandbyLess], true);
+    breaks(Rule::S3, &[Mutation::OneStandbyLess], true);
 }
 
 /// Seeds in which only this is broken, and is; the others hold.
@@ -123,11 +126,11 @@ fn without_leases_only_s2_is_broken() {
     breaks_only(Rule::S2, 500, &Plan { mutations, lossless: true, ..Plan::default() });
 }
 
-/// 30 % fast or slow; a lease allows for 10 % between two nodes.
+/// 40 % fast or slow; a lease allows for 10 % between two nodes.
 #[test]
 fn with_clocks_beyond_their_bound_only_s2_is_broken() {
-    breaks_only(Rule::S2, 500, &Plan { clocks: Some(300_000), ..Plan::default() });
-    breaks_only(Rule::S2, 500, &Plan { clocks: Some(300_000), lossless: true, ..Plan::default() });
+    breaks_only(Rule::S2, 1000, &Plan { clocks: Some(400_000), ..Plan::default() });
+    breaks_only(Rule::S2, 1000, &Plan { clocks: Some(400_000), lossless: true, ..Plan::default() });
 }
 
 /// As some hypervisors do.

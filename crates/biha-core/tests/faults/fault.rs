@@ -27,6 +27,7 @@ pub enum Fault {
     PromotedByHand,
     CutOffFollowerStands,
     VoterForgets,
+    DeposedLeaderVotes,
     Switchover,
     Parameter,
     Member,
@@ -36,7 +37,7 @@ pub enum Fault {
 use Fault::*;
 
 /// How often each is chosen.
-const WEIGHTS: [(Fault, u64); 22] = [
+const WEIGHTS: [(Fault, u64); 23] = [
     (ControllerKilled, 4),
     (PostmasterKilled, 4),
     (PowerLost, 4),
@@ -56,6 +57,7 @@ const WEIGHTS: [(Fault, u64); 22] = [
     (PromotedByHand, 2),
     (CutOffFollowerStands, 3),
     (VoterForgets, 2),
+    (DeposedLeaderVotes, 2),
     (Switchover, 8),
     (Parameter, 5),
     (Member, 4),
@@ -121,6 +123,7 @@ impl Run {
             PromotedByHand => return Ok(self.promote_by_hand(a)),
             CutOffFollowerStands => return self.follower_stands(),
             VoterForgets => return self.voter_forgets(),
+            DeposedLeaderVotes => return self.deposed_leader_votes(),
             Switchover => self.user(a, Command::SetLeader(b)),
             Parameter => self.change_parameter(a, b),
             Member => return Ok(self.change_members(b)),

@@ -19,7 +19,7 @@ pub struct Figures {
     pub seeds: u64,
     by_nodes: BTreeMap<u32, u64>,
     simulated: Millis,
-    pub events: u64,
+    events: u64,
     pub elections: u64,
     pub commits: u64,
     /// Runs whose faults left no quorum that could elect.
@@ -37,9 +37,6 @@ pub struct Figures {
 }
 
 impl Figures {
-    pub fn nodes(&self) -> u32 {
-        *self.by_nodes.keys().next().unwrap_or(&0)
-    }
     pub fn count(&mut self, fault: Fault) {
         *self.faults.entry(fault).or_default() += 1;
     }

@@ -43,19 +43,7 @@ fn safety_under_faults_and_liveness_after_them() {
         let share = |t: u64| {
             let mut figures = Figures::default();
             for seed in (first + t..first + seeds).step_by(threads as usize) {
-                let began = std::time::Instant::now();
-                let r = one(seed);
-                if std::env::var_os("TIMES").is_some()
-                    && let Ok(f) = &r
-                {
-                    println!(
-                        "TIME {:?} {:?} {} seed {seed}",
-                        f.nodes(),
-                        began.elapsed().as_micros(),
-                        f.events
-                    );
-                }
-                match r {
+                match one(seed) {
                     Ok(seen) => figures.add(&seen),
                     Err(text) if survey => println!("{text}"),
                     Err(text) => return Err(text),

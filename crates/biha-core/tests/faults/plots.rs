@@ -35,11 +35,7 @@ impl Run {
             self.cut_both(old, id);
         }
         self.cluster.kill_controller(old);
-        let end = self.cluster.now + 3 * self.timeout;
-        while self.cluster.now < end && self.elected_after(term).is_none() {
-            self.work(1)?;
-        }
-        if let Some(new) = self.elected_after(term) {
+        if let Some(new) = self.await_leader_after(term)? {
             let voters: Vec<NodeId> = self
                 .cluster
                 .hosts
@@ -60,6 +56,42 @@ impl Run {
         }
         self.quiet = false;
         Ok(true)
+    }
+
+    /// A follower misses what the leader commits with the others; the leader is cut off, and whoever is elected dies at
+    /// once. The two that are left must not elect the one that misses it.
+    pub fn deposed_leader_votes(&mut self) -> Result<bool, String> {
+        let Some(old) = self.leader().filter(|_| self.cluster.hosts.len() > 2) else { return Ok(false) };
+        let term = self.cluster.host(old).disk.hard.term;
+        let others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != old).collect();
+        let misses = self.rng.pick(&others);
+        self.cut_both(old, misses);
+        let wait = self.timeout / 2;
+        self.work(wait)?;
+        for id in self.cluster.ids() {
+            self.cut_both(old, id);
+        }
+        self.quiet = true;
+        let new = self.await_leader_after(term)?;
+        if let Some(new) = new.filter(|new| *new != misses) {
+            self.cluster.kill_host(new);
+            self.heal();
+            for id in others.into_iter().filter(|id| *id != misses) {
+                self.cut_both(id, misses);
+                self.cut_both(id, old);
+            }
+            self.work(2 * self.timeout)?;
+        }
+        self.quiet = false;
+        Ok(true)
+    }
+
+    fn await_leader_after(&mut self, term: Term) -> Result<Option<NodeId>, String> {
+        let end = self.cluster.now + 3 * self.timeout;
+        while self.cluster.now < end && self.elected_after(term).is_none() {
+            self.work(1)?;
+        }
+        Ok(self.elected_after(term))
     }
 
     /// A leader of a later term, whether it takes writes or not.

@@ -5,8 +5,13 @@ use biha_core::*;
 use super::run::Run;
 use super::sim::{Chaos, Host, PROMOTE, Rule, say};
 
-/// What a switchover or failover may take besides waiting: orders, restarts and the first replication, in ms.
-const WORK: Millis = 2000;
+/// What servers do meanwhile, in ms: stop receiving, restart, promote, follow.
+const WORK: Millis = 500;
+/// What comes on top after faults: an order that failed is not repeated before a second has passed; synchronous
+/// standbys that have parted are rewound before anything may be committed.
+const AFTER_FAULTS: Millis = 1000 + 1000;
+/// For so many election timeouts a cluster that starts waits for voters that it has no word from.
+const STARTUP_PATIENCE: Millis = 5;
 
 impl Run {
     /// No more faults: one leader that takes writes, and all others stream from it.
@@ -22,7 +27,8 @@ impl Run {
         self.heal();
         let begin = self.cluster.now;
         let timeout = self.longest_timeout();
-        let end = begin + 6 * timeout + WORK;
+        let absent = if self.all_voters_there() { 0 } else { STARTUP_PATIENCE * timeout };
+        let end = begin + 2 * timeout + absent + self.longest_priority() + WORK + AFTER_FAULTS;
         while self.cluster.now < end && self.leader().is_none() {
             self.mend();
             self.work(20)?;
@@ -57,6 +63,10 @@ impl Run {
     fn longest_timeout(&self) -> Millis {
         let of = |h: &Host| h.disk.config.settings.election_timeout().max(h.disk.hard.longest_promise);
         self.cluster.hosts.values().map(of).max().unwrap_or(0)
+    }
+
+    fn all_voters_there(&self) -> bool {
+        self.newest_config().voters().all(|id| !self.is_away(id))
     }
 
     /// Is there a quorum with an electable member that holds as much as the others of it, and are there enough

@@ -69,6 +69,7 @@ pub struct Run {
     /// Rules are taken out: nobody waits for the cluster to be whole again.
     pub mutated: bool,
     clock_error: u64,
+    extreme_clocks: bool,
     pausing_clocks: bool,
 }
 
@@ -95,7 +96,8 @@ impl Run {
             last_fault: Fault::Repair,
             nodes,
             most_nodes: nodes + 2,
-            pace: rng.pick(if plan.lossless { &[10, 10, 10, 50] } else { &[10, 10, 100, 1000] }) + Millis::from(nodes),
+            pace: rng.pick(if plan.lossless { &[10, 10, 10, 50] } else { &[10, 10, 100, 1000] })
+                + Millis::from(nodes),
             quiet: false,
             next_commit: 0,
             voters_change,
@@ -103,6 +105,7 @@ impl Run {
             by_hand: false,
             mutated: !plan.mutations.is_empty() || !plan.expected.is_empty(),
             clock_error: plan.clocks.unwrap_or(rng.pick(&CLOCKS)),
+            extreme_clocks: plan.clocks.is_some(),
             pausing_clocks: plan.pausing_clocks,
             rng,
         };
@@ -119,7 +122,7 @@ impl Run {
         clock.offset = self.rng.below(100_000_000);
         let error = self.clock_error as i64;
         let some = self.rng.below(2 * self.clock_error + 1) as i64 - error;
-        clock.ppm = self.rng.pick(&[some, error, -error]);
+        clock.ppm = self.rng.pick(&[if self.extreme_clocks { error } else { some }, error, -error]);
         clock.pauses = self.pausing_clocks;
     }
 

@@ -10,7 +10,7 @@ use super::scenario::Scenario;
 use super::state::{Action, Item, State};
 
 /// Outputs of one step after which a crash is tried.
-const CRASH_POINTS: usize = 8;
+const CRASH_POINTS: usize = 16;
 
 impl Model for Scenario {
     type State = State;
@@ -27,7 +27,10 @@ impl Model for Scenario {
             actions.push(Action::Next);
         }
         for (at, item) in state.late.iter().enumerate() {
-            if at == 0 || state.late[at - 1] != *item {
+            let again = at > 0 && state.late[at - 1] == *item;
+            // A host comes back when nothing else is under way: whatever is, may be late.
+            let starts = matches!(item, Item::Start(..));
+            if !again && (head.is_none() || !starts) {
                 actions.push(Action::Release(at));
             }
         }
@@ -108,12 +111,8 @@ impl Action {
         match self {
             Action::Next | Action::Release(_) | Action::Heal | Action::Thaw => false,
             Action::Commit(_) | Action::Command(_) => false,
-            Action::Freeze(_)
-            | Action::Hold
-            | Action::Twice
-            | Action::Crash(_)
-            | Action::Early
-            | Action::Kill(_) => true,
+            Action::Hold | Action::Twice | Action::Crash(_) | Action::Early => true,
+            Action::Kill(_) | Action::Freeze(_) => true,
             Action::Isolate(_) | Action::Part(..) | Action::Split(_) | Action::Refuse(..) => true,
             Action::Respawn(_) | Action::Promote(_) | Action::PutBack(_) => true,
         }
@@ -122,8 +121,8 @@ impl Action {
 
 impl Scenario {
     fn takes_commits(&self, state: &State, id: NodeId) -> bool {
-        let turn_open = || Turn::new(self, state.clone()).gate_open(id);
-        state.host(id).server.mode == Mode::Production && (!self.leases || turn_open())
+        let serves = state.host(id).server.mode == Mode::Production && state.frozen != Some(id);
+        serves && (!self.leases || state.gate_open(self, id))
     }
 
     /// What is free and happens when nothing else is under way.
@@ -135,7 +134,7 @@ impl Scenario {
             actions.push(Action::Thaw);
         }
         if state.left.commands > 0 {
-            let leaders = state.hosts.iter().filter(|h| h.leads());
+            let leaders = state.hosts.iter().filter(|h| h.leads() && state.frozen != Some(h.id));
             actions.extend(leaders.map(|h| Action::Command(h.id)));
         }
     }
@@ -156,14 +155,14 @@ impl Scenario {
                 actions.push(Action::Twice);
             }
             if may.crash && !matches!(head, Item::Start(..)) {
-                actions.extend((0..=CRASH_POINTS).map(Action::Crash));
+                actions.extend((1..=CRASH_POINTS).map(Action::Crash));
             }
             if may.early && state.left.instants > 0 {
                 actions.push(Action::Early);
             }
             return;
         }
-        let up = || state.hosts.iter().filter(|h| h.node.is_some());
+        let up = || state.hosts.iter().filter(|h| h.node.is_some() && state.frozen != Some(h.id));
         if may.kill {
             actions.extend(up().map(|h| Action::Kill(h.id)));
         }

@@ -25,8 +25,7 @@ impl<'a> Turn<'a> {
         Turn { model, state, crash: None, crashed: false }
     }
 
-    /// Lets the item happen with a crash after `outputs` outputs; `None` if it has not so many, or if the crash
-    /// differs from an earlier one by nothing that anybody could see.
+    /// Lets the item happen with a crash after `outputs` outputs; `None` if that is no point worth a crash.
     pub fn crash(mut self, item: Item, outputs: usize) -> Option<State> {
         self.crash = Some(outputs);
         self.happen(item);
@@ -121,14 +120,8 @@ impl<'a> Turn<'a> {
     fn perform(&mut self, id: NodeId, outputs: Vec<Output>) {
         let outputs = self.ordered(outputs);
         let limit = self.crash.take();
-        if let Some(limit) = limit {
-            let told_more = match limit.checked_sub(1).map(|last| outputs.get(last)) {
-                None => !outputs.is_empty(),
-                Some(last) => last.is_some_and(|o| !matches!(o, Output::Event(_) | Output::Reply(..))),
-            };
-            if !told_more {
-                return;
-            }
+        if limit.is_some_and(|limit| !is_crash_point(&outputs, limit)) {
+            return;
         }
         for (at, output) in outputs.into_iter().enumerate() {
             if limit == Some(at) {
@@ -304,4 +297,11 @@ impl<'a> Turn<'a> {
     pub fn mode(&self, id: NodeId) -> Mode {
         self.state.host(id).server.mode
     }
+}
+
+/// A crash after so many of these outputs is worth a look: beside a write, or at the end. Elsewhere it is as if the
+/// frames after it were late for ever.
+fn is_crash_point(outputs: &[Output], count: usize) -> bool {
+    let writes = |at: usize| matches!(outputs.get(at), Some(Output::Persist(_) | Output::PersistConfig(_)));
+    count == outputs.len() || count < outputs.len() && (writes(count) || count > 0 && writes(count - 1))
 }

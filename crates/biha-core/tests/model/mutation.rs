@@ -104,14 +104,13 @@ impl Turn<'_> {
     /// Words that were never said, heard just before this frame.
     pub(super) fn forge(&mut self, envelope: &Envelope) {
         let (from, to) = (envelope.from, envelope.to);
-        match (&envelope.message, self.model.mutation) {
-            (Message::PreVote(_) | Message::Vote(_), Some(Mutation::ClaimBelieved)) => {
-                let leader = self.state.host(to).node.as_ref().and_then(|n| n.view().leader);
-                if let Some(leader) = leader.filter(|l| *l != to && *l != from) {
-                    self.hear(leader, to, Message::Goodbye(Goodbye::PostmasterDied));
-                }
+        if self.model.has(Mutation::ClaimBelieved)
+            && matches!(envelope.message, Message::PreVote(_) | Message::Vote(_))
+        {
+            let leader = self.state.host(to).node.as_ref().and_then(|n| n.view().leader);
+            if let Some(leader) = leader.filter(|l| *l != to && *l != from) {
+                self.hear(leader, to, Message::Goodbye(Goodbye::PostmasterDied));
             }
-            _ => {}
         }
     }
 

@@ -3,8 +3,7 @@
 
 use super::mutation::Mutation;
 use super::properties::{
-    s2_one_gate as s2, s3_no_loss as s3, s4_timelines as s4, s5_memory as s5,
-    s6_configuration as s6,
+    s2_one_gate as s2, s3_no_loss as s3, s4_timelines as s4, s5_memory as s5, s6_configuration as s6,
 };
 use super::safety::bites;
 use super::scenario::Scenario;

@@ -95,8 +95,14 @@ fn print_run(model: &Scenario, path: Path<State, Action>) {
     while let Some((state, action)) = path.next() {
         let head = state.head().map_or_else(|| "time passes".to_owned(), |at| state.queue[at].to_string());
         let Some((after, _)) = path.peek() else { break };
-        let hosts: Vec<String> = after.hosts.iter().map(|h| h.summary(model.local(h.id, after.now))).collect();
-        println!("{:>3} {:<14} {head:<34} {}", state.now, action.map_or_else(String::new, |a| format!("{a:?}")), hosts.join(", "));
+        let hosts: Vec<String> =
+            after.hosts.iter().map(|h| h.summary(model.local(h.id, after.now))).collect();
+        println!(
+            "{:>3} {:<14} {head:<34} {}",
+            state.now,
+            action.map_or_else(String::new, |a| format!("{a:?}")),
+            hosts.join(", ")
+        );
     }
 }
 

@@ -54,7 +54,8 @@ impl Faults {
         put_back: false,
     };
     /// Whole nodes and links fail, no single frame.
-    pub const COARSE: Faults = Faults { kill: true, isolate: true, part: true, freeze: true, heal: true, ..Faults::NONE };
+    pub const COARSE: Faults =
+        Faults { kill: true, isolate: true, part: true, freeze: true, heal: true, ..Faults::NONE };
     /// What happens to nodes and networks.
     pub const USUAL: Faults = Faults { late: true, twice: true, crash: true, early: true, ..Faults::COARSE };
 }

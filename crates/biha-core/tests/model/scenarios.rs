@@ -14,7 +14,7 @@ fn left(instants: u32, faults: u8, commits: u8) -> Left {
 /// Three nodes and a leader that is lost.
 pub fn failover() -> Scenario {
     Scenario {
-        left: left(6, 2, 0),
+        left: left(4, 2, 0),
         reaches: &[SECOND_TERM, SERVES_AGAIN, LEASE_ENDS, REWOUND],
         ..Scenario::new("failover", 3)
     }
@@ -47,7 +47,7 @@ pub fn cut_off() -> Scenario {
 pub fn cut_off_lossless() -> Scenario {
     Scenario {
         leases: false,
-        left: left(1, 2, 1),
+        left: left(1, 1, 1),
         reaches: &[COMMITTED],
         name: "cut off lossless",
         ..cut_off()
@@ -56,26 +56,26 @@ pub fn cut_off_lossless() -> Scenario {
 
 /// Three nodes that start.
 pub fn start() -> Scenario {
-    Scenario { cold: true, left: left(4, 2, 0), reaches: &[], ..Scenario::new("start", 3) }
+    Scenario { cold: true, left: left(2, 2, 0), reaches: &[SERVES], ..Scenario::new("start", 3) }
 }
 
 /// Acknowledged commits, without leases and without stickiness.
 pub fn lossless() -> Scenario {
     Scenario {
         leases: false,
-        left: left(4, 2, 1),
+        left: left(2, 2, 1),
         reaches: &[SECOND_TERM, COMMITTED],
         ..Scenario::new("lossless", 3)
     }
 }
 
-/// The same over three terms, with whole nodes and links failing only.
+/// The same for longer, with whole nodes and links failing only.
 pub fn lossless_outages() -> Scenario {
     Scenario {
         leases: false,
-        left: left(7, 3, 2),
+        left: left(5, 1, 2),
         faults: Faults::COARSE,
-        reaches: &[THIRD_TERM, COMMITTED],
+        reaches: &[SECOND_TERM, COMMITTED],
         ..Scenario::new("lossless outages", 3)
     }
 }
@@ -84,7 +84,7 @@ pub fn lossless_outages() -> Scenario {
 pub fn hand_over() -> Scenario {
     Scenario {
         commands: vec![Command::SetLeader(NodeId(2))],
-        left: left(3, 2, 0),
+        left: left(3, 1, 0),
         reaches: &[HAND_OVER, SECOND_TERM],
         ..Scenario::new("hand-over", 3)
     }
@@ -94,7 +94,7 @@ pub fn hand_over() -> Scenario {
 pub fn change() -> Scenario {
     Scenario {
         commands: vec![Command::RemoveNode(NodeId(4))],
-        left: left(4, 2, 0),
+        left: left(4, 1, 0),
         reaches: &[SETTLED, SECOND_TERM],
         ..Scenario::new("change", 4)
     }
@@ -171,7 +171,7 @@ pub fn unanswered_hand_over() -> Scenario {
             turn.cut(NodeId(1), NodeId(2));
             turn.state.queue.retain(|item| item.is_not_for(NodeId(1)));
         },
-        left: left(2, 2, 0),
+        left: left(1, 2, 0),
         reaches: &[SECOND_TERM],
         ..Scenario::new("unanswered hand-over", 3)
     }
@@ -220,7 +220,7 @@ pub fn respawn() -> Scenario {
 pub fn respawn_lossless() -> Scenario {
     Scenario {
         leases: false,
-        left: left(3, 2, 1),
+        left: left(2, 2, 1),
         reaches: &[COMMITTED],
         name: "respawn lossless",
         ..respawn()

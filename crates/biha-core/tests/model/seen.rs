@@ -5,6 +5,7 @@ use biha_core::*;
 use super::happen::Turn;
 use super::host::Mode;
 use super::mutation::Mutation;
+use super::scenario::Scenario;
 use super::state::State;
 
 impl Turn<'_> {
@@ -64,10 +65,6 @@ impl Turn<'_> {
         }
     }
 
-    pub(super) fn gate_open(&self, id: NodeId) -> bool {
-        is_open(self.model.local(id, self.state.now), self.state.host(id), self.model.mutation)
-    }
-
     /// Did a lease end by itself at this instant?
     pub(super) fn lease_ended(&mut self, id: NodeId) {
         let (local, host) = (self.local(id), self.state.host(id));
@@ -100,17 +97,19 @@ impl Turn<'_> {
     }
 }
 
-/// Would a commit pass? The server is in production, the controller lives and the word lies ahead.
-fn is_open(local: Millis, host: &super::host::Host, mutation: Option<Mutation>) -> bool {
-    // Where the word outlives the controller, backends go on though everything else is gone.
-    let outlived = mutation == Some(Mutation::GateOutlivesController) && host.node.is_none();
-    let serves = host.server.mode == Mode::Production && host.node.is_some();
-    (serves || outlived) && local < host.gate
-}
-
 impl State {
+    /// Would a commit pass? The server is in production, the controller lives and the word lies ahead. On a host that
+    /// is frozen it would, on waking.
+    pub fn gate_open(&self, model: &Scenario, id: NodeId) -> bool {
+        let host = self.host(id);
+        // Where the word outlives the controller, backends go on though everything else is gone.
+        let outlived = model.has(Mutation::GateOutlivesController) && host.node.is_none();
+        let serves = host.server.mode == Mode::Production && host.node.is_some();
+        (serves || outlived) && model.local(id, self.now) < host.gate
+    }
+
     /// The hosts on which a commit would pass.
-    pub fn open_gates(&self, model: &super::scenario::Scenario) -> usize {
-        self.hosts.iter().filter(|h| is_open(model.local(h.id, self.now), h, model.mutation)).count()
+    pub fn open_gates(&self, model: &Scenario) -> usize {
+        self.hosts.iter().filter(|h| self.gate_open(model, h.id)).count()
     }
 }

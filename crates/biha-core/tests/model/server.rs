@@ -254,8 +254,11 @@ impl Turn<'_> {
     /// Tells the clients whose commits enough synchronous standbys have.
     pub(super) fn acknowledge(&mut self, id: NodeId) {
         let host = self.state.host(id);
-        let passes =
-            if self.model.leases { self.gate_open(id) } else { host.server.mode == Mode::Production };
+        let passes = if self.model.leases {
+            self.state.gate_open(self.model, id)
+        } else {
+            host.server.mode == Mode::Production
+        };
         if !passes || host.server.waiting.is_empty() {
             return;
         }

@@ -27,8 +27,12 @@ pub fn failover_lines() -> Vec<Expected> {
 }
 
 /// What a fenced leader and a crashed one say.
-const FENCED: [Expected; 6] = [
+const FENCED: [Expected; 7] = [
     expect("ERROR:  cannot execute*: this node does not accept writes now", "a fenced leader is written to"),
+    expect(
+        "FATAL:  terminating autovacuum process due to administrator command",
+        "a leader restarts in place",
+    ),
     expect("WARNING:  terminating connection because this node lost its leadership", "a commit at its end"),
     expect("was terminated by signal 9", "killed by the test"),
     expect("because of crash of another server process", "killed by the test"),

@@ -5,6 +5,7 @@ use stateright::Property;
 use super::super::scenario::Scenario;
 use super::super::state::State;
 
+pub const SERVES: &str = "a gate opens";
 pub const SECOND_TERM: &str = "a leader of a second term";
 pub const THIRD_TERM: &str = "a leader of a third term";
 pub const SERVES_AGAIN: &str = "a gate opens in a second term";
@@ -16,6 +17,7 @@ pub const REWOUND: &str = "a node is rewound";
 
 pub fn all() -> Vec<Property<Scenario>> {
     vec![
+        Property::sometimes(SERVES, |model: &Scenario, state: &State| state.open_gates(model) > 0),
         Property::sometimes(SECOND_TERM, |_, state: &State| state.seen.leaders.len() >= 2),
         Property::sometimes(THIRD_TERM, |_, state: &State| state.seen.leaders.len() >= 3),
         Property::sometimes(SERVES_AGAIN, |model: &Scenario, state: &State| {
