@@ -32,7 +32,7 @@ BEGIN
         SELECT p.oid
         FROM pg_catalog.pg_proc p
         WHERE p.pronamespace = 'biha'::pg_catalog.regnamespace
-          AND p.proname IN ('status', 'nodes', 'config', 'history', 'error_details')
+          AND p.proname IN ('status', 'nodes', 'config', 'history', 'error_details', 'lost_transactions')
     LOOP
         EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO biha_monitoring', reading);
     END LOOP;

@@ -15,6 +15,8 @@ pub static HOST: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::ne
 pub static PORT: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// `biha.autorewind`: rewind by itself when the WAL has parted from the leader's.
 pub static AUTOREWIND: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `biha.keep_lost_wal`: MB of WAL that rewinds may keep aside; 0 is off.
+pub static KEEP_LOST_WAL: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// `biha.use_ssl`: TLS on the control channel.
 pub static USE_SSL: GucSetting<bool> = GucSetting::<bool>::new(true);
 /// `biha.ssl_certificate`: certificate of this node.
@@ -92,6 +94,16 @@ pub fn register() {
         3600,
         Sighup,
         GucFlags::UNIT_S,
+    );
+    int(
+        c"biha.keep_lost_wal",
+        c"A rewind first keeps aside the WAL that only this node has, so much in all.",
+        c"0 turns it off.",
+        &KEEP_LOST_WAL,
+        0,
+        1 << 20,
+        Sighup,
+        GucFlags::UNIT_MB,
     );
     let path = |name, short, var| {
         GucRegistry::define_string_guc(

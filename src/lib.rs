@@ -9,6 +9,7 @@ mod gate;
 mod guard;
 mod guc;
 mod lifecycle;
+mod lost;
 mod paths;
 mod pg;
 mod rejections;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use biha_core::{HistoryEntry, Lsn, Position, Timeline};
 
@@ -36,9 +37,15 @@ pub fn numbers() -> io::Result<Vec<Timeline>> {
 /// The history of a timeline, oldest first, itself last. Timeline 1, or one whose file is not there or empty,
 /// has only itself.
 pub fn read(timeline: Timeline) -> io::Result<Vec<HistoryEntry>> {
-    match fs::read_to_string(path(timeline)) {
+    read_in(DIR.as_ref(), timeline)
+}
+
+/// [`read`], of the history files in another directory.
+pub fn read_in(directory: &Path, timeline: Timeline) -> io::Result<Vec<HistoryEntry>> {
+    let path = directory.join(file_name(timeline));
+    match fs::read_to_string(&path) {
         Ok(text) => parse(timeline, &text)
-            .ok_or_else(|| io::Error::other(format!("file \"{}\" is not valid", path(timeline)))),
+            .ok_or_else(|| io::Error::other(format!("file \"{}\" is not valid", path.display()))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             parse(timeline, "").ok_or_else(|| io::Error::other(""))
         }

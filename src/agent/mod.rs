@@ -5,7 +5,7 @@
 //! connection.
 
 mod handover;
-mod history;
+pub mod history;
 mod oldest;
 mod position;
 mod probe;

@@ -10,6 +10,7 @@ mod argv;
 mod aside;
 mod child;
 mod exit;
+mod keep;
 mod page;
 mod reexec;
 mod report;

@@ -1,4 +1,6 @@
-//! What pg_rewind's end means for the data directory, read from its own words.
+//! What pg_rewind found, and what its end means for the data directory, read from its own words.
+
+use biha_core::{Lsn, Position};
 
 /// How pg_rewind ended.
 #[derive(Clone, Debug)]
@@ -51,8 +53,8 @@ impl Ending {
         log.contains("need to copy")
     }
 
-    /// Its complaints.
-    fn reason(&self) -> String {
+    /// Its complaints, or why it was killed.
+    pub fn reason(&self) -> String {
         let complaints: Vec<&str> = self
             .log
             .lines()
@@ -68,6 +70,18 @@ impl Ending {
         text.truncate(end);
         text
     }
+}
+
+/// Where the two servers' WAL parted, on the timeline that both have there; `None` before it says so
+/// (pg_rewind.c:main).
+pub fn fork(log: &str) -> Option<Position> {
+    let (_, rest) = log.split_once("servers diverged at WAL location ")?;
+    // A line that is not whole may lack digits.
+    let (place, _) = rest.split_once('\n')?;
+    let (lsn, timeline) = place.split_once(" on timeline ")?;
+    let (high, low) = lsn.split_once('/')?;
+    let half = |digits| u64::from_str_radix(digits, 16).ok();
+    Some(Position { timeline: timeline.trim().parse().ok()?, lsn: Lsn(half(high)? << 32 | half(low)?) })
 }
 
 /// Judges an ending.
@@ -100,6 +114,16 @@ mod tests {
 
     fn ending(log: &str, success: bool) -> Ending {
         Ending { log: log.into(), success, status: "signal: 9".into(), stop: false, given_up: None }
+    }
+
+    #[test]
+    fn the_fork_is_known_once_its_line_is_whole() {
+        assert_eq!(fork(BEGUN), Some(Position { timeline: 1, lsn: Lsn(0x300_0148) }));
+        let line = "pg_rewind: servers diverged at WAL location 1/A0 on timeline 12\n";
+        assert_eq!(fork(line), Some(Position { timeline: 12, lsn: Lsn(0x1_0000_00A0) }));
+        for length in 0..line.len() {
+            assert_eq!(fork(&line[..length]), None, "{}", &line[..length]);
+        }
     }
 
     #[test]

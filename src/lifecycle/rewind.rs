@@ -12,11 +12,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use biha_core::Position;
+use pgrx::PgLogLevel;
+
 use super::aside::{Aside, sync_directory};
 use super::child::{Running, Tick};
-use super::report::{Ending, Verdict, verdict};
-use crate::paths;
-use crate::pg::{exec, postmaster};
+use super::keep::{Keeper, Kept};
+use super::report::{self, Ending, Verdict, verdict};
+use super::signals::STOPS;
+use crate::agent::history;
+use crate::pg::{control, exec, postmaster, signal, xlog};
+use crate::{guc, paths};
 
 /// Mode of a data directory that must not be started.
 const CLOSED: u32 = 0o701;
@@ -90,6 +96,73 @@ impl Closed {
 /// Rewinds this process's working directory, which is the data directory of a server that was shut down
 /// cleanly, against the server at `source`, a conninfo of keywords and values.
 pub fn run(source: &str) -> Outcome {
+    match keep_lost_wal(source) {
+        Ok(kept) => run_without_net(source, kept.as_ref()),
+        Err(Some(text)) => not_begun(None, &text),
+        Err(None) => Outcome::Whole { stop: true },
+    }
+}
+
+/// Keeps the WAL that the rewind will discard, if that is wanted and can be done. `Err`: the rewind is not to begin,
+/// for this reason, or since the operator stops the server.
+fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<String>> {
+    let limit = u64::try_from(guc::KEEP_LOST_WAL.get()).unwrap_or(0) << 20;
+    if limit == 0 {
+        return Ok(None);
+    }
+    let data = fs::canonicalize(".").map_err(|e| Some(format!("could not find the data directory: {e}")))?;
+    let found = find_fork(&data, source).map_err(|e| Some(format!("could not watch pg_rewind: {e}")))?;
+    let fork = match found {
+        Ok(fork) => fork,
+        Err(ending) if ending.stop => return Err(None),
+        // The rewind itself will say why there is nothing to do.
+        Err(ending) if ending.success => return Ok(None),
+        Err(ending) => return Err(Some(ending.reason())),
+    };
+    let keeper = Keeper { data: &data, segment_size: xlog::segment_size(), limit };
+    let timeline = control::read().map_or(fork.timeline, |file| file.timeline);
+    let kept = history::read(timeline).map_err(|e| e.to_string()).and_then(|own| keeper.keep(&own, fork));
+    match kept {
+        Ok(kept) => {
+            for path in kept.removed() {
+                super::exit_log(&format!("removed the oldest kept WAL, \"{}\"", path.display()), None);
+            }
+            super::exit_log(
+                &kept.text(),
+                Some("SELECT * FROM biha.lost_transactions() lists what was lost."),
+            );
+            Ok(Some(kept))
+        }
+        Err(_) if signal::pending(&STOPS) => Err(None),
+        Err(text) => {
+            let text =
+                format!("could not keep the WAL that only this node has, which the rewind discards: {text}");
+            super::report(PgLogLevel::WARNING, text, None);
+            Ok(None)
+        }
+    }
+}
+
+/// Has pg_rewind, which changes nothing meanwhile, say where this node's WAL left the source's: the source's history is
+/// not at hand here.
+fn find_fork(data: &Path, source: &str) -> io::Result<Result<Position, Ending>> {
+    let log = File::create(paths::REWIND_LOG)?;
+    let mut command = pg_rewind(data, source, &log)?;
+    command.arg("--dry-run");
+    let running = match Running::start(command) {
+        Ok(running) => running,
+        Err(error) => return Ok(Err(Ending::not_started(format!("could not start pg_rewind: {error}")))),
+    };
+    let read_log = || fs::read_to_string(paths::REWIND_LOG).unwrap_or_default();
+    let ending = watch(running, read_log, |signal, _| {
+        let known = report::fork(&read_log()).map(|_| "the fork is known");
+        Ok(signal.map(|_| "the server was stopped").or(known))
+    })?;
+    Ok(report::fork(&ending.log).filter(|_| !ending.stop).ok_or(ending))
+}
+
+/// Rewinds once nothing more can be kept.
+fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
     let closed = match Closed::close() {
         Ok(closed) => closed,
         Err(error) => return not_begun(None, &format!("could not close the data directory: {error}")),
@@ -114,9 +187,9 @@ pub fn run(source: &str) -> Outcome {
         Verdict::Rewound => {
             sync_data(&closed.path).and_then(|()| aside.bring_back()).and_then(|()| note(Some(Ok(()))))
         }
-        Verdict::NotNeeded => keep_log(&aside).and_then(|()| note(Some(Ok(())))),
-        Verdict::Failed(text) => keep_log(&aside).and_then(|()| note(Some(Err(&text)))),
-        Verdict::Stopped => keep_log(&aside).and_then(|()| note(None)),
+        Verdict::NotNeeded => unchanged(&aside, kept).and_then(|()| note(Some(Ok(())))),
+        Verdict::Failed(text) => unchanged(&aside, kept).and_then(|()| note(Some(Err(&text)))),
+        Verdict::Stopped => unchanged(&aside, kept).and_then(|()| note(None)),
     };
     match finished.and_then(|()| closed.open()) {
         Ok(()) => Outcome::Whole { stop },
@@ -174,8 +247,11 @@ pub fn take_result() -> io::Result<Option<Result<(), String>>> {
     }))
 }
 
-/// pg_rewind changed nothing: everything stays where it is, and its log is kept.
-fn keep_log(aside: &Aside) -> io::Result<()> {
+/// pg_rewind changed nothing: everything stays where it is, and its log is kept. So nothing was lost, either.
+fn unchanged(aside: &Aside, kept: Option<&Kept>) -> io::Result<()> {
+    if let Some(Err(error)) = kept.map(Kept::discard) {
+        super::report(PgLogLevel::WARNING, format!("could not remove the WAL that was kept: {error}"), None);
+    }
     fs::copy(aside.directory().join(paths::REWIND_LOG), paths::REWIND_LOG)?;
     aside.give_up()
 }
@@ -192,29 +268,42 @@ fn rewind(closed: &Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
     let log_path = aside.directory().join(paths::REWIND_LOG);
     let log = File::create(&log_path)?;
     let read_log = || fs::read_to_string(&log_path).unwrap_or_default();
-    let mut running = match Running::start(command(closed, source, &log)?) {
+    let running = match Running::start(rewinding(closed, source, &log)?) {
         Ok(running) => running,
         Err(error) => {
             return Ok(Ending::not_started(format!("could not start pg_rewind: {error}")));
         }
     };
+    watch(running, read_log, |signal, stop| {
+        closed.keep_pid_file()?;
+        Ok(if signal == Some(libc::SIGQUIT) {
+            Some("the server was stopped in immediate mode")
+        } else if stop && !Ending::changes_begun(&read_log()) {
+            Some("the server was stopped")
+        } else {
+            None
+        })
+    })
+}
+
+/// Waits for pg_rewind's end. At each tick `enough` is told of the signal that came, if any, and whether one ever did;
+/// what it returns is why pg_rewind is killed now. One that stands still is killed, too.
+fn watch(
+    mut running: Running,
+    read_log: impl Fn() -> String,
+    enough: impl Fn(Option<i32>, bool) -> io::Result<Option<&'static str>>,
+) -> io::Result<Ending> {
     let mut stop = false;
     loop {
         let (signal, idle) = match running.tick()? {
             Tick::Ended(status) => return Ok(ending(read_log(), status, stop, None)),
             Tick::Running { stop, idle } => (stop, idle),
         };
-        closed.keep_pid_file()?;
         stop |= signal.is_some();
-        let given_up = if signal == Some(libc::SIGQUIT) {
-            Some("the server was stopped in immediate mode".to_string())
-        } else if stop && !Ending::changes_begun(&read_log()) {
-            Some("the server was stopped".to_string())
-        } else if idle > STALLED {
-            Some(format!("pg_rewind stood still for {} s", STALLED.as_secs()))
-        } else {
-            None
-        };
+        let mut given_up = enough(signal, stop)?.map(str::to_string);
+        if given_up.is_none() && idle > STALLED {
+            given_up = Some(format!("pg_rewind stood still for {} s", STALLED.as_secs()));
+        }
         if given_up.is_some() {
             let status = running.kill()?;
             return Ok(ending(read_log(), status, stop, given_up));
@@ -226,19 +315,25 @@ fn ending(log: String, status: ExitStatus, stop: bool, given_up: Option<String>)
     Ending { log, success: status.success(), status: status.to_string(), stop, given_up }
 }
 
-fn command(closed: &Closed, source: &str, log: &File) -> io::Result<Command> {
-    let postgres = postmaster::executable();
-    let mut command = Command::new(postgres.with_file_name("pg_rewind"));
-    command.arg("--target-pgdata").arg(&closed.path);
+/// pg_rewind of a data directory against a source, but for what it is to do.
+fn pg_rewind(data: &Path, source: &str, log: &File) -> io::Result<Command> {
+    let mut command = Command::new(postmaster::executable().with_file_name("pg_rewind"));
+    command.arg("--target-pgdata").arg(data);
     command.arg("--source-server").arg(format!("{CONNECTION} {source}"));
+    command.arg("--no-ensure-shutdown");
+    quiet(&mut command).stdout(log.try_clone()?).stderr(log.try_clone()?);
+    Ok(command)
+}
+
+fn rewinding(closed: &Closed, source: &str, log: &File) -> io::Result<Command> {
+    let mut command = pg_rewind(&closed.path, source, log)?;
     // --progress says when the first change is about to be made.
     // It syncs file by file, which takes seconds; what it wrote is synced at once afterwards.
-    command.args(["--no-ensure-shutdown", "--no-sync", "--progress"]);
+    command.args(["--no-sync", "--progress"]);
     let config_file = postmaster::config_file();
-    if restore_command_is_set(&postgres, &closed.path, &config_file) {
+    if restore_command_is_set(&postmaster::executable(), &closed.path, &config_file) {
         command.arg("--restore-target-wal").arg("--config-file").arg(config_file);
     }
-    quiet(&mut command).stdout(log.try_clone()?).stderr(log.try_clone()?);
     Ok(command)
 }
 

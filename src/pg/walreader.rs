@@ -1,13 +1,15 @@
-//! Reads the WAL in pg_wal record by record, with PostgreSQL's own reader and its checks. Nothing is taken
-//! from counters in shared memory: those both under- and overstate what is on disk.
+//! Reads the WAL in pg_wal, or in another directory, record by record, with PostgreSQL's own reader and its checks.
+//! Nothing is taken from counters in shared memory: those both under- and overstate what is on disk.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::ptr;
 
-use biha_core::{HistoryEntry, Lsn, Timeline};
+use biha_core::{HistoryEntry, Lsn};
 use pgrx::pg_sys;
 
+use crate::lost;
 use crate::pg::xlog;
 
 /// Size of a WAL page.
@@ -29,10 +31,43 @@ pub struct Record {
     pub shutdown_checkpoint: bool,
 }
 
+/// What a record says of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// The transaction's number, of a prepared one its own.
+    pub xid: u32,
+    /// When it happened, in microseconds since 2000.
+    pub time: i64,
+    /// What happened.
+    pub kind: Kind,
+}
+
+/// What happened to a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It was committed.
+    Commit,
+    /// It was prepared for a two-phase commit.
+    Prepare,
+    /// It had been prepared, and was committed.
+    CommitPrepared,
+}
+
+impl Kind {
+    /// The name users read.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Commit => "commit",
+            Kind::Prepare => "prepare",
+            Kind::CommitPrepared => "commit prepared",
+        }
+    }
+}
+
 /// Where the pages come from.
 struct Source {
-    /// Oldest first. A segment is read from the file of the newest timeline that begins in it or before it, and
-    /// from no other: an older one's file of that segment may go on with a dead branch.
+    directory: PathBuf,
+    /// Oldest first.
     history: Vec<HistoryEntry>,
     segment_size: u64,
     open: Option<(u64, File)>,
@@ -43,8 +78,8 @@ impl Source {
     fn segment(&mut self, number: u64) -> Option<&File> {
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
             let size = self.segment_size;
-            let owner = self.history.iter().rev().find(|entry| entry.fork.0 / size <= number)?;
-            self.open = Some((number, File::open(segment_path(owner.timeline, number, size)).ok()?));
+            let name = lost::segment_name(&self.history, number, size)?;
+            self.open = Some((number, File::open(self.directory.join(name)).ok()?));
         }
         self.open.as_ref().map(|(_, file)| file)
     }
@@ -53,11 +88,6 @@ impl Source {
         let size = self.segment_size;
         self.segment(page / size).is_some_and(|file| file.read_exact_at(buffer, page % size).is_ok())
     }
-}
-
-fn segment_path(timeline: Timeline, number: u64, segment_size: u64) -> String {
-    let per_id = 0x1_0000_0000 / segment_size;
-    format!("pg_wal/{timeline:08X}{:08X}{:08X}", number / per_id, number % per_id)
 }
 
 /// PostgreSQL's `page_read` callback. It raises no ERROR.
@@ -88,8 +118,13 @@ pub struct WalReader {
 impl WalReader {
     /// A reader of this history, oldest timeline first. `None` without memory.
     pub fn new(history: Vec<HistoryEntry>) -> Option<Self> {
-        let source =
-            Box::into_raw(Box::new(Source { history, segment_size: xlog::segment_size(), open: None }));
+        Self::of_directory("pg_wal".into(), history)
+    }
+
+    /// [`WalReader::new`], of the segments in another directory.
+    pub fn of_directory(directory: PathBuf, history: Vec<HistoryEntry>) -> Option<Self> {
+        let source = Source { directory, history, segment_size: xlog::segment_size(), open: None };
+        let source = Box::into_raw(Box::new(source));
         let mut routine =
             pg_sys::XLogReaderRoutine { page_read: Some(read_page), segment_open: None, segment_close: None };
         // SAFETY: the routine is copied; the source lives as long as the reader (see `drop`).
@@ -123,6 +158,44 @@ impl WalReader {
                     && kind == pg_sys::XLOG_CHECKPOINT_SHUTDOWN,
             })
         }
+    }
+
+    /// What the record last returned says of a transaction, if it does.
+    pub fn transaction(&self) -> Option<Transaction> {
+        // SAFETY: the state is this reader's own; the record it holds is valid until the next one is read, its data
+        // are what PostgreSQL itself passes to the functions that parse them, and those only read.
+        unsafe {
+            let record = (*self.state).record;
+            if record.is_null() || u32::from((*record).header.xl_rmid) != pg_sys::RmgrIds::RM_XACT_ID {
+                return None;
+            }
+            let (info, data) = ((*record).header.xl_info, (*record).main_data);
+            let kind = match u32::from(info) & pg_sys::XLOG_XACT_OPMASK {
+                pg_sys::XLOG_XACT_COMMIT => Kind::Commit,
+                pg_sys::XLOG_XACT_COMMIT_PREPARED => Kind::CommitPrepared,
+                pg_sys::XLOG_XACT_PREPARE => {
+                    let prepared = data.cast::<pg_sys::xl_xact_prepare>().read_unaligned();
+                    let (xid, time) = (prepared.xid.into_inner(), prepared.prepared_at);
+                    return Some(Transaction { xid, time, kind: Kind::Prepare });
+                }
+                _ => return None,
+            };
+            let mut parsed = pg_sys::xl_xact_parsed_commit::default();
+            pg_sys::ParseCommitRecord(info, data.cast(), &mut parsed);
+            let xid = match kind {
+                Kind::CommitPrepared => parsed.twophase_xid,
+                _ => (*record).header.xl_xid,
+            };
+            Some(Transaction { xid: xid.into_inner(), time: parsed.xact_time, kind })
+        }
+    }
+
+    /// Places the reader at the first record that begins at `position`, the end of a record, or after it. Nothing
+    /// vouches for that record; where `position` is a fork on this history, the fork does. False if there is none.
+    pub fn seek_first(&mut self, position: Lsn) -> bool {
+        // SAFETY: the state is this reader's own; position 0 is not valid for the reader. Returns 0 if no record is
+        // found.
+        unsafe { pg_sys::XLogFindNextRecord(self.state, position.0.max(xlog::segment_size())) != 0 }
     }
 
     /// Places the reader so that [`WalReader::next`] returns the record after `position`, which must be the

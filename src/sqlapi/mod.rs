@@ -6,6 +6,7 @@
 //! **Architecture invariant:** no socket, no state file but the history, no decision.
 
 mod command;
+mod lost;
 mod member;
 mod read;
 

@@ -59,8 +59,8 @@ const WEIGHTS: [(Fault, u64); 23] = [
     (VoterForgets, 2),
     (DeposedLeaderVotes, 2),
     (Switchover, 8),
-    (Parameter, 5),
-    (Member, 4),
+    (Parameter, 8),
+    (Member, 6),
 ];
 
 impl Run {

@@ -61,29 +61,35 @@ impl Run {
     }
 
     pub fn change_parameter(&mut self, at: NodeId, target: NodeId) {
+        let command = self.some_change(at, target);
+        self.user(at, command.clone());
+        if self.rng.one_in(3) {
+            // Somebody does not wait for the answer, and asks again.
+            self.user(at, command);
+        }
+    }
+
+    fn some_change(&mut self, at: NodeId, target: NodeId) -> Command {
         let voters = self.cluster.host(at).disk.config.voters().count() as u32;
         let majority = voters / 2 + 1;
         let some = majority + self.rng.below(u64::from(voters - majority + 1)) as u32;
         let votes = self.rng.one_in(2);
         let k = self.rng.below(u64::from(majority)) as u32;
-        let setting = match self.rng.below(10) {
+        let setting = match self.rng.below(12) {
             0 | 1 => Setting::HeartbeatSendPeriod(self.rng.pick(&[50, 100, 200])),
             2 => Setting::HeartbeatMaxLost(self.rng.pick(&[4, 6, 10])),
-            3 if self.voters_change => Setting::Nquorum(Some(some)),
-            4 if self.voters_change => Setting::Nquorum(None),
-            5 => Setting::Minnodes(self.rng.one_in(2).then_some(majority)),
-            6 if self.voters_change => Setting::SyncStandbys(k),
-            kind => {
-                let setting = match kind {
-                    7 if self.voters_change => MemberSetting::CanVote(votes),
-                    8 if self.voters_change => MemberSetting::CanBeLeader(votes),
-                    _ => MemberSetting::Priority(self.rng.below(300) as i32 - 1),
-                };
-                self.user(at, Command::SetMember(target, setting));
-                return;
+            3..=5 if self.voters_change => Setting::Nquorum(Some(some)),
+            6 if self.voters_change => Setting::Nquorum(None),
+            7 => Setting::Minnodes(self.rng.one_in(2).then_some(majority)),
+            8 if self.voters_change => Setting::SyncStandbys(k),
+            9 if self.voters_change => return Command::SetMember(target, MemberSetting::CanVote(votes)),
+            10 if self.voters_change => return Command::SetMember(target, MemberSetting::CanBeLeader(votes)),
+            _ => {
+                let priority = self.rng.below(300) as i32 - 1;
+                return Command::SetMember(target, MemberSetting::Priority(priority));
             }
         };
-        self.user(at, Command::Set(vec![setting]));
+        Command::Set(vec![setting])
     }
 
     /// Takes a member out, or a new one in. False if the operator has something else to do.
@@ -198,6 +204,11 @@ impl Run {
                 }
             }
             Task::Add { id } => {
+                if self.rng.one_in(2) {
+                    // The base backup takes its time.
+                    self.operator.not_before += self.rng.below(3 * self.timeout);
+                    return;
+                }
                 let Some(leader) = self.leader() else { return };
                 if self.cluster.host(id).controller.is_some()
                     || self.cluster.host(id).server.mode != ServerMode::Down

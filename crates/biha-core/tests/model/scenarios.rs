@@ -84,7 +84,7 @@ pub fn lossless_outages() -> Scenario {
 pub fn hand_over() -> Scenario {
     Scenario {
         commands: vec![Command::SetLeader(NodeId(2))],
-        left: left(3, 1, 0),
+        left: left(1, 2, 0),
         reaches: &[HAND_OVER, SECOND_TERM],
         ..Scenario::new("hand-over", 3)
     }
@@ -94,7 +94,7 @@ pub fn hand_over() -> Scenario {
 pub fn change() -> Scenario {
     Scenario {
         commands: vec![Command::RemoveNode(NodeId(4))],
-        left: left(4, 1, 0),
+        left: left(2, 2, 0),
         reaches: &[SETTLED, SECOND_TERM],
         ..Scenario::new("change", 4)
     }
@@ -203,14 +203,14 @@ pub fn put_back() -> Scenario {
 pub fn referee() -> Scenario {
     let mut model = Scenario::new("referee", 3);
     model.config.members.insert(NodeId(3), member(Mode::Referee));
-    Scenario { left: left(5, 2, 0), reaches: &[SECOND_TERM], ..model }
+    Scenario { left: left(4, 2, 0), reaches: &[SECOND_TERM], ..model }
 }
 
 /// A controller that dies beside a server that goes on.
 pub fn respawn() -> Scenario {
     Scenario {
         faults: Faults { respawn: true, late: true, ..Faults::COARSE },
-        left: left(5, 2, 0),
+        left: left(3, 2, 0),
         reaches: &[SECOND_TERM],
         ..Scenario::new("respawn", 3)
     }
@@ -232,7 +232,7 @@ pub fn refused() -> Scenario {
     Scenario {
         name: "refused",
         faults: Faults { refuse: true, late: true, ..Faults::COARSE },
-        left: left(3, 2, 0),
+        left: left(2, 2, 0),
         reaches: &[SECOND_TERM],
         ..cut_off()
     }
@@ -261,7 +261,7 @@ pub fn by_hand() -> Scenario {
             turn.promote_by_hand(NodeId(3));
         },
         faults: Faults { promote: true, ..Faults::COARSE },
-        left: left(4, 1, 0),
+        left: left(4, 2, 0),
         reaches: &[SECOND_TERM],
         ..Scenario::new("by hand", 3)
     }

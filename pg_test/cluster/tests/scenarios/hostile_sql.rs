@@ -12,7 +12,7 @@ use biha_cluster_tests::scenario::run;
 use crate::common::TEN_SECONDS;
 
 /// The functions that only read.
-const READING: [&str; 5] = ["config", "error_details", "history", "nodes", "status"];
+const READING: [&str; 6] = ["config", "error_details", "history", "lost_transactions", "nodes", "status"];
 /// Those without arguments that do something, or tell secrets.
 const WITHOUT_ARGUMENTS: [&str; 2] = ["get_magic_string", "reset_node_error"];
 

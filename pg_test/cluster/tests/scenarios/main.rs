@@ -11,6 +11,7 @@ mod hostile_sql;
 mod kill9_backend;
 mod kill9_postmaster;
 mod lossless;
+mod lost_transactions;
 mod membership_under_load;
 mod minnodes_read_only;
 mod operators_stop_wins;

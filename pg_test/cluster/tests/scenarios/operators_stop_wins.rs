@@ -134,7 +134,7 @@ fn stop_in_the_middle_of_a_rewind() {
         old.kill_all()?;
         cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
         old.start_unawaited()?;
-        let rewind = wait_process(old, "pg_rewind", A_MINUTE)?;
+        let rewind = wait_process(old, "--no-sync --progress", A_MINUTE)?;
         signal(rewind.pid, Signal::STOP)?;
         let asked = old.signal(Signal::INT);
         signal(rewind.pid, Signal::CONT)?;

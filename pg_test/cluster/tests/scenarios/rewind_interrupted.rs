@@ -79,7 +79,7 @@ fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle
     old.kill_all()?;
     cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
     old.start_unawaited()?;
-    let rewind = wait_process(old, "pg_rewind", A_MINUTE)?.pid;
+    let rewind = wait_process(old, "--no-sync --progress", A_MINUTE)?.pid;
     step_until(old, rewind, moment)?;
     ensure!(mode(old)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(old)?);
     Ok((old, rewind, oracle))
