@@ -23,6 +23,8 @@ help:
 	@echo 'make bench      the figures, beside their targets'
 	@echo 'make install    build for $(PG_CONFIG) and install there; bihactl to $(PREFIX)/bin'
 	@echo 'make uninstall  remove both'
+	@echo 'make chaos      120 faults of every kind on real servers'
+	@echo 'make soak       a million simulated clusters, then faults on real servers for HOURS (8) and a report'
 	@echo 'make soak-fuzz  hostile bytes with libFuzzer, SOAK_SECONDS (3600) for each target'
 	@echo 'make build | fmt | lint | fuzz | deps'
 
@@ -101,7 +103,29 @@ test-server:
 test-cluster:
 	$(CARGO) pgrx install $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
 	$(CARGO) build -p bihactl
-	$(CLUSTER) --test scenarios -- --test-threads=1 --nocapture $(SCENARIO)
+	$(CLUSTER) --test scenarios -- --test-threads=1 --nocapture $(or $(SCENARIO),--skip chaos::)
+
+# Faults of every kind from a seed on real servers (`SEED=`, `FAULTS=`).
+.PHONY: chaos
+chaos:
+	$(MAKE) test-cluster SCENARIO=chaos::
+
+# Round after round of faults on real servers, seed after seed, for hours; ends with a report.
+HOURS ?= 8
+.PHONY: soak-chaos
+soak-chaos: deps
+	$(CARGO) pgrx install $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
+	$(CARGO) build -p bihactl
+	$(CARGO) run -p biha-cluster-tests --bin chaos -- --hours $(HOURS) $(if $(SEED),--seed $(SEED))
+
+# A million simulated clusters, each twice: an hour on two cores. FIRST=1000000 takes the next million.
+SEEDS ?= 1000000
+.PHONY: soak-sim
+soak-sim:
+	SEEDS=$(SEEDS) FIRST=$(or $(FIRST),0) $(CARGO) test -p biha-core --test faults safety -- --nocapture
+
+.PHONY: soak
+soak: soak-sim soak-chaos
 
 .PHONY: bench
 bench: deps install

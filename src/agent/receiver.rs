@@ -38,7 +38,7 @@ pub struct Receiver {
     conf: ServerConf,
     /// `conf` was written by this process, and the write did not fail.
     certain: bool,
-    /// Set while a new leader is not streaming yet.
+    /// Set while a new leader's timeline is not streamed yet.
     nudge_until: Option<Instant>,
     /// When WAL was last being streamed, or a leader chosen.
     silent_since: Instant,
@@ -172,7 +172,7 @@ impl Receiver {
             self.silent_since = Instant::now();
         }
         if recovery::in_progress() {
-            self.nudge(streaming);
+            self.nudge(walreceiver::timeline() == Some(status.term.0));
         }
         let mut conf = self.conf.clone();
         conf.synchronous_standby_names =
@@ -194,11 +194,12 @@ impl Receiver {
         !self.conf.primary_conninfo.is_empty() && arrived && self.silent_since.elapsed() > SETTLED
     }
 
-    /// Wakes the startup process if the stream from a new leader is not up yet.
-    fn nudge(&mut self, streaming: bool) {
+    /// Wakes the startup process until the stream has `arrived` on the new leader's timeline. It may have to come through
+    /// others, and at the end of each PostgreSQL would pause for its retry interval.
+    fn nudge(&mut self, arrived: bool) {
         match self.nudge_until {
-            Some(end) if streaming || Instant::now() > end => self.nudge_until = None,
-            Some(_) if walreceiver::state() == State::Stopped => recovery::wake(),
+            Some(end) if arrived || Instant::now() > end => self.nudge_until = None,
+            Some(_) if walreceiver::awaits_startup() => recovery::wake(),
             _ => {}
         }
     }

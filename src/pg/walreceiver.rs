@@ -25,6 +25,17 @@ pub fn state() -> State {
     }
 }
 
+/// The timeline that is being streamed, if one is.
+pub fn timeline() -> Option<u32> {
+    with_lock(|shared| (shared.walRcvState == WALRCV_STREAMING).then_some(shared.receiveStartTLI))
+}
+
+/// Is it the startup process's turn? No receiver is there, or one that has come to the end of its timeline and waits to
+/// be told the next.
+pub fn awaits_startup() -> bool {
+    matches!(with_lock(|shared| shared.walRcvState), WALRCV_STOPPED | WALRCV_WAITING)
+}
+
 /// Asks the WAL receiver to end, if there is one: it flushes what it has received and acknowledges nothing
 /// more. Returns without waiting; [`state`] tells. As PostgreSQL's `ShutdownWalRcv` does it.
 pub fn terminate() {

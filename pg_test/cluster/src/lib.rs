@@ -10,6 +10,7 @@
 //! namespace stays in it. The oracle has one thread more, which inherits that namespace.
 
 pub mod bench;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod logs;

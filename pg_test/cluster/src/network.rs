@@ -99,12 +99,43 @@ impl Namespaces {
         self.cut_one_way(b, a)
     }
 
-    /// Everything flows again.
+    /// Everything flows again, on all links.
     pub fn heal(&self) -> Result<()> {
         for &node in self.nodes.iter().chain([&CLIENT]) {
-            nft(&self.name(node), "flush set ip biha cut\n")?;
+            nft(&self.name(node), "flush set ip biha cut\nflush chain ip biha losing\n")?;
+        }
+        for &node in &self.nodes {
+            self.set_link(node, true)?;
+            if run(Command::new("tc").args(["-n", &self.hub(), "qdisc", "show", "dev", &port(node)]))?
+                .contains("tbf")
+            {
+                self.shape(node, &["del", "dev", &port(node), "root"])?;
+            }
         }
         Ok(())
+    }
+
+    /// So many percent of the packets that other nodes send to this one are lost.
+    pub fn lose(&self, node: u32, percent: u64) -> Result<()> {
+        let from = format!("ip saddr != {} ip saddr {}/24", address(CLIENT), address(CLIENT));
+        let rule = format!("add rule ip biha losing {from} numgen random mod 100 < {percent} drop\n");
+        nft(&self.name(node), &rule)
+    }
+
+    /// What is sent to this node queues up, for up to 300 ms, in front of a link of so many kbit/s; what does not fit
+    /// is dropped.
+    pub fn slow_down(&self, node: u32, rate: u64) -> Result<()> {
+        let rate = format!("{rate}kbit");
+        self.shape(
+            node,
+            &["add", "dev", &port(node), "root", "tbf", "rate", &rate, "burst", "8kb", "latency", "300ms"],
+        )
+    }
+
+    fn shape(&self, node: u32, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new("tc");
+        command.args(["-n", &self.hub(), "qdisc"]).args(arguments);
+        run(&mut command).with_context(|| format!("could not shape the link of node {node}")).map(drop)
     }
 
     /// Takes a node's link down or up, as a pulled cable does: its own kernel sees the carrier go.
@@ -128,7 +159,8 @@ impl Namespaces {
             namespace,
             "table ip biha {
                  set cut { type ipv4_addr; }
-                 chain arriving { type filter hook input priority 0; ip saddr @cut drop; }
+                 chain arriving { type filter hook input priority 0; ip saddr @cut drop; jump losing; }
+                 chain losing { }
              }\n",
         )
     }

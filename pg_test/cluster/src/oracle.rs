@@ -59,6 +59,7 @@ struct Shared {
     acknowledged: AtomicUsize,
     acks: Mutex<Vec<Ack>>,
     errors: Mutex<BTreeMap<String, usize>>,
+    hosts: Mutex<Vec<Address>>,
 }
 
 impl Shared {
@@ -94,8 +95,7 @@ impl Oracle {
             TRUNCATE oracle";
         cluster.leader()?.query(table)?;
         cluster.wait_caught_up(Duration::from_secs(20))?;
-        let shared = Arc::new(Shared::default());
-        let hosts = cluster.addresses();
+        let shared = Arc::new(Shared { hosts: Mutex::new(cluster.addresses()), ..Shared::default() });
         let patient: Vec<(u32, Address)> =
             load.patient.iter().map(|id| (*id, cluster.node(*id).address.clone())).collect();
         let theirs = shared.clone();
@@ -103,7 +103,7 @@ impl Oracle {
             runtime()?.block_on(async {
                 let mut tasks = Vec::new();
                 for number in 0..load.workers {
-                    tasks.push(tokio::spawn(worker(number, load.clone(), hosts.clone(), theirs.clone())));
+                    tasks.push(tokio::spawn(worker(number, load.clone(), theirs.clone())));
                 }
                 let patients: Vec<_> = patient
                     .into_iter()
@@ -131,6 +131,11 @@ impl Oracle {
     /// Acknowledged writes of the ordinary workers so far.
     pub fn acknowledged(&self) -> usize {
         self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// The cluster has other members now: the ordinary workers dial these.
+    pub fn set_hosts(&self, hosts: Vec<Address>) {
+        *lock(&self.shared.hosts) = hosts;
     }
 
     /// Ends the load and gives its record.
@@ -179,7 +184,7 @@ async fn write(connection: &Connection, key: Key, limit: Duration) -> Result<u32
     Ok(u32::from_str_radix(timeline, 16)?)
 }
 
-async fn worker(client: u32, load: Load, hosts: Vec<Address>, shared: Arc<Shared>) {
+async fn worker(client: u32, load: Load, shared: Arc<Shared>) {
     let period = load.rate.map(|rate| Duration::from_secs(1) * load.workers / rate);
     let start = tokio::time::Instant::now() + period.unwrap_or_default() * client / load.workers;
     let mut ticks = interval_at(start, period.unwrap_or(Duration::from_millis(1)));
@@ -190,18 +195,21 @@ async fn worker(client: u32, load: Load, hosts: Vec<Address>, shared: Arc<Shared
     while !shared.stop.load(Ordering::Relaxed) {
         let open = match connection.take() {
             Some(open) => open,
-            None => match connect_writable(&hosts, "postgres", first, load.connect_limit).await {
-                Ok((open, index)) => {
-                    first = index;
-                    open
+            None => {
+                let hosts = lock(&shared.hosts).clone();
+                match connect_writable(&hosts, "postgres", first, load.connect_limit).await {
+                    Ok((open, index)) => {
+                        first = index;
+                        open
+                    }
+                    Err(error) => {
+                        shared.note(&error);
+                        first += 1;
+                        sleep(RETRY).await;
+                        continue;
+                    }
                 }
-                Err(error) => {
-                    shared.note(&error);
-                    first += 1;
-                    sleep(RETRY).await;
-                    continue;
-                }
-            },
+            }
         };
         if period.is_some() {
             ticks.tick().await;

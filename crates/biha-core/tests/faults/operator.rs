@@ -27,8 +27,8 @@ pub struct Operator {
     asked: Option<(NodeId, u64, RequestId)>,
     not_before: Millis,
     attempts: u32,
-    /// First one more synchronous standby: the node to be removed may hold a commit that others lack.
-    more_standbys: bool,
+    /// What must be changed first, by the refusal.
+    first: Option<Setting>,
     /// Removed for good.
     retired: Vec<NodeId>,
 }
@@ -151,11 +151,8 @@ impl Run {
             return;
         }
         let command = match task {
+            _ if self.operator.first.is_some() => Command::Set(self.operator.first.into_iter().collect()),
             Task::Remove { id, .. } if id == leader => Command::SetLeader(self.some_node()),
-            Task::Remove { .. } if self.operator.more_standbys => {
-                let k = self.cluster.host(leader).disk.config.settings.sync_standbys;
-                Command::Set(vec![Setting::SyncStandbys(k + 1)])
-            }
             Task::Remove { id, .. } => Command::RemoveNode(id),
             Task::Add { id } => Command::AddNode(id, sim::member(Mode::Regular, -1)),
         };
@@ -171,9 +168,9 @@ impl Run {
     }
 
     fn answered(&mut self, task: Task, result: &CommandResult) {
-        let raised = std::mem::take(&mut self.operator.more_standbys);
+        let preparation = self.operator.first.take().is_some();
         let done = match result {
-            Ok(()) => !raised,
+            Ok(()) => !preparation,
             Err(CommandError::Invalid { text, .. }) => {
                 // As bihactl does: what is no member any more need not be removed.
                 matches!(task, Task::Remove { .. }) && text.contains("not a member")
@@ -181,9 +178,7 @@ impl Run {
             Err(_) => false,
         };
         if !done {
-            let refused =
-                |text: &str| matches!(result, Err(CommandError::Invalid { text: t, .. }) if t.contains(text));
-            self.operator.more_standbys = self.is_lost(task) && refused("could lack a commit");
+            self.operator.first = self.preparation(result).filter(|_| self.is_lost(task));
             if matches!(result, Err(CommandError::Invalid { .. })) && !self.is_lost(task) {
                 self.operator.task = None;
             }
@@ -220,6 +215,16 @@ impl Run {
                 self.cluster.boot(id);
             }
         }
+    }
+
+    /// What the hint of a refusal says.
+    fn preparation(&self, result: &CommandResult) -> Option<Setting> {
+        let Err(CommandError::Invalid { text, .. }) = result else { return None };
+        let k = self.newest_config().settings.sync_standbys;
+        if text.contains("could lack a commit") || text.contains("commits could be lost") {
+            return Some(Setting::SyncStandbys(k + 1));
+        }
+        text.contains("not a majority").then_some(Setting::Nquorum(None))
     }
 
     /// Whoever lost its memory is made anew, whatever it takes.

@@ -3,8 +3,8 @@
 //! What is checked is `biha_core::Node` itself; modelled are what surrounds it: clocks, frames under way, disks,
 //! PostgreSQL's servers, clients. A scenario says what a cluster consists of and how much may happen to it; all
 //! its runs are looked at that depart from the undisturbed one by at most so many faults: a frame, a deadline, an
-//! order's end or WAL that comes late, at any later time or never; a frame that comes twice; a crash between any
-//! two outputs; a stop; a link that is cut; a host that is frozen. What follows by itself happens in the order in
+//! order's end or WAL that comes late, at any later time or never; a frame that comes twice; a crash before or after
+//! any write; a stop; a link that is cut; a host that is frozen. What follows by itself happens in the order in
 //! which it was caused. What may come back (a late frame, a host, a link) may do so at any time.
 //!
 //! `MODEL_DEPTH=n` allows n faults in every scenario (usually 1 or 2), `MODEL_INSTANTS=n` lets time pass n times,

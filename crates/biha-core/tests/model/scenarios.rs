@@ -84,7 +84,7 @@ pub fn lossless_outages() -> Scenario {
 pub fn hand_over() -> Scenario {
     Scenario {
         commands: vec![Command::SetLeader(NodeId(2))],
-        left: left(1, 2, 0),
+        left: left(3, 1, 0),
         reaches: &[HAND_OVER, SECOND_TERM],
         ..Scenario::new("hand-over", 3)
     }
@@ -94,7 +94,7 @@ pub fn hand_over() -> Scenario {
 pub fn change() -> Scenario {
     Scenario {
         commands: vec![Command::RemoveNode(NodeId(4))],
-        left: left(2, 2, 0),
+        left: left(4, 1, 0),
         reaches: &[SETTLED, SECOND_TERM],
         ..Scenario::new("change", 4)
     }

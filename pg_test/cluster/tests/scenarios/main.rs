@@ -1,6 +1,7 @@
 //! Every scenario is one file with one sentence of intent. They are one program, run one after the other
 //! (`--test-threads=1`): each has its own cluster, and their timing matters.
 
+mod chaos;
 mod common;
 mod fenced_server;
 mod follower_restart;

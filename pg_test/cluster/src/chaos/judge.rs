@@ -1,0 +1,148 @@
+//! The judgement of a round.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use crate::chaos::register::{Call, Initial, Outcome, check};
+use crate::chaos::reign;
+use crate::chaos::report::{Done, Report};
+use crate::chaos::round::{LEASE_MAX, LEASE_MIN, Past, Protocol, Round};
+use crate::chaos::workload::{Entry, INITIAL, Seen};
+use crate::cluster::Cluster;
+use crate::scenario;
+use crate::verdict::{Ack, Run};
+
+/// How far replication may be behind.
+const BEHIND: Duration = Duration::from_millis(500);
+
+/// Everything that can be said of a round.
+pub fn all(
+    cluster: &Cluster,
+    round: &Round,
+    record: &Run,
+    seen: &Seen,
+    protocol: Protocol,
+) -> Result<Report> {
+    let verdict = scenario::judge(cluster, record)?;
+    let mut violations = protocol.violations.clone();
+    let late = |ack: &Ack| protocol.past.iter().any(|past| past.may_delay(ack));
+    for ack in verdict.stale.iter().filter(|ack| !late(ack)) {
+        violations
+            .push(format!("acknowledged by an old leader: {} {ack:?}", place(&protocol.past, ack.acked)));
+    }
+    let mut done: Vec<Done> = protocol.past.iter().map(|past| past.done(record)).collect();
+    for ack in &verdict.lost {
+        let index = protocol.past.iter().rposition(|past| past.began <= ack.acked + BEHIND);
+        let allowed = match index {
+            Some(index) => {
+                done[index].lost += 1;
+                !round.lossless && protocol.past[index].may_lose(ack)
+            }
+            None => false,
+        };
+        if !allowed {
+            violations.push(format!("lost: {} {ack:?}", place(&protocol.past, ack.acked)));
+        }
+    }
+    violations.extend(seen.wrong_sums.iter().map(|sum| format!("the sum of all accounts is wrong: {sum}")));
+    violations.extend(sums_at_last(cluster)?);
+    violations.extend(registers(&seen.entries, round.lossless));
+    violations.extend(one_node_a_timeline(&seen.entries));
+    let lease = i64::try_from(LEASE_MIN.as_micros())?;
+    violations.extend(reign::violations(&reign::reigns(&protocol.events, &protocol.blows, lease)));
+    ensure!(!protocol.events.is_empty() && seen.sums > 0 && !seen.entries.is_empty(), "nothing was seen");
+    Ok(Report {
+        done,
+        acknowledged: verdict.acknowledged,
+        sums: seen.sums,
+        transfers: seen.transfers,
+        calls: seen.entries.len(),
+        violations,
+    })
+}
+
+/// During which step something was.
+fn place(past: &[Past], at: Instant) -> String {
+    match past.iter().rposition(|past| past.began <= at + BEHIND) {
+        Some(index) => {
+            let past = &past[index];
+            let since = at.saturating_duration_since(past.began).as_millis();
+            format!("step {} ({}), {since} ms after its beginning:", index + 1, past.step)
+        }
+        None => "before the first fault:".to_owned(),
+    }
+}
+
+impl Past {
+    fn done(&self, record: &Run) -> Done {
+        Done {
+            name: self.step.name(),
+            faults: self.step.faults.len(),
+            // Until writes flow again, and a little more: the gap ends with the first of them.
+            outage: record.outage_between(self.began, self.healed + Duration::from_secs(1)),
+            healed: self.healed - self.over,
+            lost: 0,
+        }
+    }
+
+    /// Asynchronous: may this acknowledged row be lost? Only what others had not yet received when the leader was
+    /// lost: nothing where the leader stayed, or gave up its office in order.
+    fn may_lose(&self, ack: &Ack) -> bool {
+        let in_order = self.step.faults.iter().all(|fault| fault.kind.loses_nothing());
+        let terms = self.after.1.saturating_sub(self.before.1);
+        ack.acked <= self.over + LEASE_MAX + BEHIND && terms > u32::from(in_order)
+    }
+
+    /// Was the answer given in time, and on its way while clients were cut off?
+    fn may_delay(&self, ack: &Ack) -> bool {
+        self.cuts_clients && ack.sent <= self.began + LEASE_MAX + BEHIND && ack.acked >= self.began
+    }
+}
+
+fn sums_at_last(cluster: &Cluster) -> Result<Vec<String>> {
+    let mut sums = Vec::new();
+    for node in cluster.nodes() {
+        sums.push(node.value("SELECT sum(balance) FROM account")?);
+    }
+    let same = sums.windows(2).all(|pair| pair[0] == pair[1]);
+    Ok(if same { Vec::new() } else { vec![format!("the sums of the nodes' accounts in the end: {sums:?}")] })
+}
+
+/// Lossless: each register's whole history. Asynchronous: that of each timeline, as a failover may take back the last
+/// writes of the one before.
+fn registers(entries: &[Entry], lossless: bool) -> Vec<String> {
+    let mut histories: BTreeMap<(u64, u32), Vec<Call>> = BTreeMap::new();
+    for entry in entries.iter().filter(|entry| entry.by.is_some()) {
+        let timeline = entry.by.filter(|_| !lossless).map_or(0, |(timeline, _)| timeline);
+        histories.entry((entry.key, timeline)).or_default().push(entry.call);
+    }
+    // What was not answered may have happened on any timeline.
+    for entry in entries.iter().filter(|entry| entry.by.is_none() && entry.call.outcome != Outcome::Done) {
+        for (_, calls) in histories.iter_mut().filter(|((key, _), _)| *key == entry.key) {
+            calls.push(entry.call);
+        }
+    }
+    let initial = if lossless { Initial::Is(INITIAL) } else { Initial::AnyOne };
+    let judged = histories.iter().map(|((key, timeline), calls)| {
+        let wrong = check(calls, initial).err()?;
+        let where_ = if lossless { String::new() } else { format!(" on timeline {timeline}") };
+        Some(format!("register {key}{where_} is not linearizable: {wrong}"))
+    });
+    judged.flatten().collect()
+}
+
+/// No two nodes answered on one timeline.
+fn one_node_a_timeline(entries: &[Entry]) -> Vec<String> {
+    let mut owners: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (timeline, node) in entries.iter().filter_map(|entry| entry.by) {
+        let owner = *owners.entry(timeline).or_insert(node);
+        if owner != node {
+            found.push(format!("nodes {owner} and {node} both answered on timeline {timeline}"));
+        }
+    }
+    found.dedup();
+    found
+}

@@ -1,0 +1,14 @@
+//! Faults from a seed against a cluster under load, and the judges: what was acknowledged is there, sums stay,
+//! registers are linearizable, nobody leads beside another, and the cluster heals without hands.
+
+mod damage;
+pub mod inject;
+mod judge;
+mod operator;
+pub mod plan;
+pub mod random;
+pub mod register;
+pub mod reign;
+pub mod report;
+pub mod round;
+pub mod workload;

@@ -1,0 +1,252 @@
+//! Which faults, in which order: worked out from a seed before anything is done.
+
+use std::fmt;
+
+use crate::chaos::random::Random;
+
+/// What is done to a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// kill -9 of the postmaster; started again.
+    KillPostmaster,
+    /// kill -9 of biha's controller.
+    KillController,
+    /// kill -9 of biha's agent.
+    KillAgent,
+    /// kill -9 of any other process of the server.
+    KillBackend,
+    /// kill -9 of all processes of a node; started again.
+    KillNode,
+    /// kill -9 of everything; all started again.
+    KillAll,
+    /// SIGSTOP for less than the lease.
+    FreezeShort,
+    /// SIGSTOP for more than the lease.
+    FreezeLong,
+    /// Nothing of what the node sends to the others arrives; it hears them.
+    CutOneWay,
+    /// A node and one other do not reach each other.
+    CutPair,
+    /// A node is cut off from the others; clients reach it.
+    Partition,
+    /// A node is cut off from all, clients included.
+    Silence,
+    /// The cable is pulled: the node's kernel sees it.
+    LinkDown,
+    /// Packets between nodes are lost.
+    Loss,
+    /// What a node is sent queues up in front of a slow link, and what does not fit is dropped.
+    SlowLink,
+    /// `biha.set_leader()`.
+    Switchover,
+    /// Settings of the cluster are changed.
+    Settings,
+    /// A node is added, and another one removed.
+    Membership,
+    /// `pg_ctl stop -m fast`; started again.
+    StopFast,
+    /// `pg_ctl stop -m immediate`; started again.
+    StopImmediate,
+    /// A diverged leader is being rewound, and pg_rewind is killed.
+    RewindKilled,
+    /// `biha.state` is cut short while its node is down.
+    StateTruncated,
+    /// A bit of `biha.state` changes while its node is down.
+    StateFlipped,
+    /// `biha.state` is replaced by another node's while its node is down.
+    StateSwapped,
+}
+
+use Kind::{
+    CutOneWay, CutPair, FreezeLong, FreezeShort, KillAgent, KillAll, KillBackend, KillController, KillNode,
+    KillPostmaster, LinkDown, Loss, Membership, Partition, RewindKilled, Settings, Silence, SlowLink,
+    StateFlipped, StateSwapped, StateTruncated, StopFast, StopImmediate, Switchover,
+};
+
+/// All of them.
+pub const KINDS: [Kind; 24] = [
+    KillPostmaster,
+    KillController,
+    KillAgent,
+    KillBackend,
+    KillNode,
+    KillAll,
+    FreezeShort,
+    FreezeLong,
+    CutOneWay,
+    CutPair,
+    Partition,
+    Silence,
+    LinkDown,
+    Loss,
+    SlowLink,
+    Switchover,
+    Settings,
+    Membership,
+    StopFast,
+    StopImmediate,
+    RewindKilled,
+    StateTruncated,
+    StateFlipped,
+    StateSwapped,
+];
+
+/// What is over in an instant: any two of them can be done at once.
+const INSTANT: [Kind; 14] = [
+    KillPostmaster,
+    KillController,
+    KillAgent,
+    KillBackend,
+    KillNode,
+    FreezeShort,
+    FreezeLong,
+    CutOneWay,
+    CutPair,
+    Partition,
+    Silence,
+    LinkDown,
+    StopImmediate,
+    Loss,
+];
+/// What leaves no node that is there but does not answer: an operator's commands are tried under it.
+const FIRE: [Kind; 8] =
+    [KillPostmaster, KillController, KillAgent, KillBackend, KillNode, StopImmediate, Loss, SlowLink];
+/// An operator's commands.
+const COMMANDS: [Kind; 4] = [Switchover, Settings, Membership, StopFast];
+
+impl Kind {
+    /// Does a leader that gives up its office for it lose nothing that it acknowledged, also without synchronous
+    /// standbys?
+    pub fn loses_nothing(self) -> bool {
+        matches!(self, Switchover | StopFast | Settings | Membership)
+    }
+
+    /// Is the fault there for a time, and how long, in ms? For what is killed or stopped: how long it is down.
+    fn duration(self, random: &mut Random) -> u64 {
+        match self {
+            FreezeShort => random.between(50, 250),
+            FreezeLong => random.between(600, 1500),
+            CutOneWay | CutPair | Partition | Silence | LinkDown => random.between(300, 1500),
+            Loss | SlowLink => random.between(1000, 2500),
+            KillPostmaster | KillNode | KillAll | StopFast | StopImmediate => random.between(0, 800),
+            RewindKilled => random.between(0, 600),
+            _ => 0,
+        }
+    }
+}
+
+/// Whom it hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The leader.
+    Leader,
+    /// A follower: the one with this index, counted round.
+    Follower(usize),
+}
+
+/// One fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What.
+    pub kind: Kind,
+    /// To whom.
+    pub target: Target,
+    /// For how long, in ms.
+    pub duration: u64,
+    /// What else is left to chance, such as which process is killed.
+    pub chance: u64,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.target {
+            Target::Leader => write!(f, "{:?} of the leader", self.kind)?,
+            Target::Follower(_) => write!(f, "{:?} of a follower", self.kind)?,
+        }
+        if self.duration > 0 { write!(f, " ({} ms)", self.duration) } else { Ok(()) }
+    }
+}
+
+/// Faults that are there at the same time; the second strikes `gap` ms after the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// One or two, of different nodes.
+    pub faults: Vec<Fault>,
+    /// See there.
+    pub gap: u64,
+}
+
+impl Step {
+    /// Under which name it is counted.
+    pub fn name(&self) -> String {
+        match self.faults.as_slice() {
+            [one] => format!("{:?}", one.kind),
+            _ => "two at once".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let faults: Vec<String> = self.faults.iter().map(Fault::to_string).collect();
+        write!(f, "{}", faults.join(&format!(" and, {} ms later, ", self.gap)))
+    }
+}
+
+/// Works out steps with `faults` faults in all: every kind comes as often as any other, give or take one, and
+/// every third step is of two faults more.
+pub fn plan(seed: u64, faults: usize) -> Vec<Step> {
+    let mut random = Random::new(seed);
+    let mut bag: Vec<Kind> = Vec::new();
+    let (mut steps, mut planned) = (Vec::new(), 0);
+    while planned < faults {
+        let pair = steps.len() % 3 == 2 && planned + 2 <= faults;
+        let kinds = if pair {
+            two(&mut random)
+        } else {
+            if bag.is_empty() {
+                bag = KINDS.to_vec();
+                random.shuffle(&mut bag);
+            }
+            bag.pop().into_iter().collect()
+        };
+        planned += kinds.len();
+        let faults = kinds.into_iter().map(|kind| fault(kind, &mut random)).collect();
+        steps.push(Step { faults, gap: random.between(0, 300) });
+    }
+    steps
+}
+
+fn two(random: &mut Random) -> Vec<Kind> {
+    let mut any = |list: &[Kind]| list[random.index(list.len())];
+    let first = any(&INSTANT);
+    match any(&[KillAll, Loss, Settings, Settings]) {
+        KillAll => vec![first, KillAll],
+        Loss => vec![first, any(&INSTANT)],
+        _ => vec![any(&FIRE), any(&COMMANDS)],
+    }
+}
+
+fn fault(kind: Kind, random: &mut Random) -> Fault {
+    let follower = Target::Follower(random.index(16));
+    let target = if random.below(10) < 6 { Target::Leader } else { follower };
+    Fault { kind, target, duration: kind.duration(random), chance: random.draw() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_seed_is_one_plan_and_holds_every_kind() {
+        let steps = plan(1, 60);
+        assert_eq!(steps, plan(1, 60));
+        assert_ne!(steps, plan(2, 60));
+        assert_eq!(steps.iter().map(|step| step.faults.len()).sum::<usize>(), 60);
+        let kinds: BTreeSet<Kind> =
+            steps.iter().flat_map(|step| &step.faults).map(|fault| fault.kind).collect();
+        assert_eq!(kinds.len(), KINDS.len(), "{kinds:?}");
+    }
+}

@@ -1,0 +1,154 @@
+//! Who took writes when, by the nodes' own `biha.history()`: no two at a time, and no two in one term.
+//!
+//! A leader that is killed cannot note its end, and one that is frozen notes it when it wakes: these ends are known
+//! from the faults.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A row of `biha.history()`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Event {
+    /// Microseconds since 1970.
+    pub at: i64,
+    /// Where it happened.
+    pub node: u32,
+    /// That node's term.
+    pub term: u32,
+    /// FAILOVER, FENCED, …
+    pub event: String,
+}
+
+/// What a fault did to a node that may have led.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blow {
+    /// Which node.
+    pub node: u32,
+    /// From when it took no writes at the latest; a killed one.
+    pub at: i64,
+    /// When it went on, if it was only frozen.
+    pub woke: Option<i64>,
+}
+
+/// When a node took writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reign {
+    /// From when.
+    pub from: i64,
+    /// Until when.
+    pub to: i64,
+    /// Who.
+    pub node: u32,
+    /// In which term.
+    pub term: u32,
+}
+
+/// How long after waking an event may tell of what ended during the sleep, in microseconds.
+const WAKING: i64 = 1_000_000;
+
+/// All reigns, by their beginning. `lease` is in microseconds.
+pub fn reigns(events: &BTreeSet<Event>, blows: &[Blow], lease: i64) -> Vec<Reign> {
+    let mut nodes: BTreeMap<u32, Vec<&Event>> = BTreeMap::new();
+    for event in events {
+        nodes.entry(event.node).or_default().push(event);
+    }
+    let mut found = Vec::new();
+    for list in nodes.values() {
+        let mut open: Option<Reign> = None;
+        for event in list {
+            match event.event.as_str() {
+                "FAILOVER" | "SWITCHOVER" | "UNFENCED" => {
+                    found.extend(open.take());
+                    open = Some(Reign { from: event.at, to: i64::MAX, node: event.node, term: event.term });
+                }
+                "FENCED" | "DEMOTED" | "STARTED" | "REWIND" | "FOLLOW" => {
+                    found.extend(open.take().map(|reign| Reign { to: event.at, ..reign }));
+                }
+                _ => {}
+            }
+        }
+        found.extend(open);
+    }
+    let mut cut: Vec<Reign> = found.into_iter().flat_map(|reign| struck(reign, blows, lease)).collect();
+    cut.sort();
+    cut
+}
+
+/// A reign as the faults have shortened it, or cut it in two.
+fn struck(reign: Reign, blows: &[Blow], lease: i64) -> Vec<Reign> {
+    let mut pieces = Vec::new();
+    let mut rest = reign;
+    let mut mine: Vec<&Blow> = blows.iter().filter(|blow| blow.node == reign.node).collect();
+    mine.sort_by_key(|blow| blow.at);
+    for blow in mine {
+        if blow.at < rest.from || blow.at >= rest.to {
+            continue;
+        }
+        match blow.woke {
+            None => {
+                pieces.push(Reign { to: blow.at, ..rest });
+                return pieces;
+            }
+            Some(woke) => {
+                pieces.push(Reign { to: rest.to.min(blow.at + lease), ..rest });
+                if rest.to < woke + WAKING {
+                    return pieces;
+                }
+                rest.from = woke.max(blow.at + lease);
+            }
+        }
+    }
+    pieces.push(rest);
+    pieces
+}
+
+/// What must not be: two nodes that reign at once, or in one term.
+pub fn violations(reigns: &[Reign]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (index, one) in reigns.iter().enumerate() {
+        for other in &reigns[index + 1..] {
+            let same_time = other.from < one.to && one.from < other.to;
+            if one.node != other.node && (same_time || one.term == other.term) {
+                found.push(format!("two leaders by their own history: {one:?} and {other:?}"));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(list: &[(i64, u32, u32, &str)]) -> BTreeSet<Event> {
+        let event =
+            |&(at, node, term, event): &(i64, u32, u32, &str)| Event { at, node, term, event: event.into() };
+        list.iter().map(event).collect()
+    }
+
+    #[test]
+    fn an_overlap_is_found() {
+        let told = events(&[(10, 1, 2, "FAILOVER"), (50, 2, 3, "FAILOVER"), (60, 1, 3, "DEMOTED")]);
+        assert_eq!(violations(&reigns(&told, &[], 5)).len(), 1);
+        let killed = Blow { node: 1, at: 40, woke: None };
+        assert_eq!(violations(&reigns(&told, &[killed], 5)), Vec::<String>::new());
+        let late = Blow { node: 1, at: 55, woke: None };
+        assert_eq!(violations(&reigns(&told, &[late], 5)).len(), 1);
+    }
+
+    #[test]
+    fn a_frozen_leader_reigns_for_its_lease_and_again_if_it_stays() {
+        let told = events(&[(10, 1, 2, "FAILOVER"), (50, 2, 3, "FAILOVER"), (70, 1, 3, "FENCED")]);
+        let frozen = Blow { node: 1, at: 40, woke: Some(65) };
+        assert!(violations(&reigns(&told, &[frozen], 5)).is_empty());
+        assert_eq!(violations(&reigns(&told, &[frozen], 20)).len(), 1, "the lease was not over");
+        let stays =
+            events(&[(10, 1, 2, "FAILOVER"), (5_000_000, 2, 3, "FAILOVER"), (6_000_000, 1, 3, "FENCED")]);
+        assert_eq!(violations(&reigns(&stays, &[frozen], 5)).len(), 1, "it went on, and never ended");
+    }
+
+    #[test]
+    fn two_in_one_term_are_found() {
+        let told = events(&[(10, 1, 2, "FAILOVER"), (20, 1, 2, "FENCED"), (30, 2, 2, "FAILOVER")]);
+        assert_eq!(violations(&reigns(&told, &[], 5)).len(), 1);
+    }
+}

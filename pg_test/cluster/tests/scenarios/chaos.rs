@@ -1,0 +1,50 @@
+//! Faults of every kind from a seed, one after the other and two at once, under load: nothing is lost that must not
+//! be, nobody leads beside another, and the cluster heals without hands. `SEED=` and `FAULTS=` choose others.
+
+use std::env;
+
+use anyhow::{Context, Result, ensure};
+use biha_cluster_tests::chaos::round::{self, Round};
+use biha_cluster_tests::scenario::run;
+
+fn number(name: &str, default: u64) -> Result<u64> {
+    match env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text} is no number")),
+        Err(_) => Ok(default),
+    }
+}
+
+fn chaos(name: &str, nodes: u32, lossless: bool, seed: u64, faults: u64) -> Result<()> {
+    let faults = usize::try_from(number("FAULTS", faults)?)?;
+    let round = Round { seed: number("SEED", seed)?, nodes, lossless, faults };
+    run(name, round::builder(&round), &round::expected(), |cluster, figures| {
+        let again = || {
+            format!("to play it again: make test-cluster SCENARIO={name} SEED={} FAULTS={faults}", round.seed)
+        };
+        let report = round::run(cluster, &round).with_context(again)?;
+        eprintln!("{}", report.table());
+        figures.note("seed", round.seed);
+        figures.note("faults", report.faults());
+        figures.note("acknowledged", report.acknowledged);
+        figures.note("lost", report.lost());
+        ensure!(report.faults() >= faults, "only {} faults", report.faults());
+        ensure!(report.violations.is_empty(), "{}\n{}", report.violations.join("\n"), again());
+        Ok(())
+    });
+    Ok(())
+}
+
+#[test]
+fn chaos_asynchronous() -> Result<()> {
+    chaos("chaos_asynchronous", 3, false, 1, 50)
+}
+
+#[test]
+fn chaos_lossless() -> Result<()> {
+    chaos("chaos_lossless", 3, true, 2, 50)
+}
+
+#[test]
+fn chaos_lossless_of_five() -> Result<()> {
+    chaos("chaos_lossless_of_five", 5, true, 3, 20)
+}
