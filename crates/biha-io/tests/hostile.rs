@@ -246,8 +246,8 @@ fn a_member_that_never_reads_costs_its_queue_and_no_more() {
             cluster.node(1).turn();
             most = most.max(cluster.node(1).net.held().bytes);
         }
-        let held = cluster.node(1).net.held();
-        assert!(held.bytes >= limits.queue_bytes - 64 * 1024, "it was to be filled: {held:?}");
+        // The kernel may still find room when it has tidied its buffers up: not full at every moment.
+        assert!(most >= limits.queue_bytes - 64 * 1024, "it was to be filled: {most} bytes");
         assert!(most <= limits.queue_bytes + 2 * wire::MAX_FRAME, "{most} bytes");
     }
 }
