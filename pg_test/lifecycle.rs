@@ -13,7 +13,7 @@ mod tests {
     /// Asks the postmaster for a restart in place, rewound against `source` if it is given.
     #[pg_extern]
     fn restart_in_place(source: default!(Option<&str>, "NULL")) -> bool {
-        match lifecycle::request_restart(source) {
+        match lifecycle::request_restart(source.map(|source| lifecycle::Repair::Rewind(source.into()))) {
             Ok(()) => true,
             Err(error) => error!("{error}"),
         }

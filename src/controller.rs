@@ -21,7 +21,7 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
 
 use crate::board::{self, MemberStatus, Status};
-use crate::pg::{backends, clock, postmaster, process, status, wait, walsender, worker};
+use crate::pg::{backends, clock, postmaster, process, random, status, wait, walsender, worker};
 use crate::rejections::Rejections;
 use crate::{guc, lifecycle, paths};
 
@@ -106,7 +106,7 @@ impl Controller {
         let mut history = History::open(Path::new(paths::HISTORY)).map_err(|e| e.to_string())?;
         history.sync().map_err(|e| e.to_string())?;
         let (cluster, now) = (hard.cluster, clock::boottime());
-        let seed = now ^ u64::from(id) << 48 ^ clock::wall() as u64;
+        let seed = random::random().ok_or("no random number could be made")?;
         let rewound = lifecycle::take_rewind_result();
         let timeout = config.settings.election_timeout();
         let (node, first) = Node::new(now, seed, hard, config, options(), rewound);
@@ -114,6 +114,7 @@ impl Controller {
             cluster,
             node: NodeId(id),
             incarnation: node.hard().incarnation,
+            tag: node.memory().tag,
             port: guc::control_port(),
             tls: tls()?,
             resolver: Box::new(ThreadResolver::new(|job| {
@@ -360,7 +361,11 @@ fn end_last_waiters() {
 }
 
 fn options() -> Options {
-    Options { autorewind: guc::AUTOREWIND.get(), trust_refused: guc::TRUST_REFUSED.get() }
+    Options {
+        autorewind: guc::AUTOREWIND.get(),
+        autoreclone: guc::AUTORECLONE.get(),
+        trust_refused: guc::TRUST_REFUSED.get(),
+    }
 }
 
 fn tls() -> Result<Option<TlsConfig>, String> {

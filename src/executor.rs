@@ -52,7 +52,7 @@ impl Controller {
         let own = hard.node;
         let peers: Vec<NodeId> = self.node.config().members.keys().copied().filter(|id| *id != own).collect();
         for to in peers {
-            let envelope = self.envelope(to, Message::Event(Box::new(record.clone())));
+            let envelope = self.node.envelope(to, Message::Event(Box::new(record.clone())));
             self.tell(&envelope);
         }
         self.remember(record);
@@ -62,20 +62,8 @@ impl Controller {
     pub(crate) fn tell_events(&mut self, to: NodeId) {
         let newest = self.history.records().rev().take(EVENTS_TOLD).cloned().collect::<Vec<_>>();
         for record in newest.into_iter().rev() {
-            let envelope = self.envelope(to, Message::Event(Box::new(record)));
+            let envelope = self.node.envelope(to, Message::Event(Box::new(record)));
             self.tell(&envelope);
-        }
-    }
-
-    fn envelope(&self, to: NodeId, message: Message) -> Envelope {
-        let hard = self.node.hard();
-        Envelope {
-            cluster: hard.cluster,
-            from: hard.node,
-            to,
-            incarnation: hard.incarnation,
-            term: hard.term,
-            message,
         }
     }
 

@@ -15,6 +15,8 @@ pub static HOST: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::ne
 pub static PORT: GucSetting<i32> = GucSetting::<i32>::new(0);
 /// `biha.autorewind`: rewind by itself when the WAL has parted from the leader's.
 pub static AUTOREWIND: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// `biha.autoreclone`: copy the leader by itself where a rewind cannot work.
+pub static AUTORECLONE: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// `biha.keep_lost_wal`: MB of WAL that rewinds may keep aside; 0 is off.
 pub static KEEP_LOST_WAL: GucSetting<i32> = GucSetting::<i32>::new(1024);
 /// `biha.use_ssl`: TLS on the control channel.
@@ -76,6 +78,12 @@ pub fn register() {
         c"biha.autorewind",
         c"Rewind this node by itself when its WAL has diverged.",
         &AUTOREWIND,
+        Sighup,
+    );
+    boolean(
+        c"biha.autoreclone",
+        c"Copy the leader by itself where this node cannot be rewound and cannot follow.",
+        &AUTORECLONE,
         Sighup,
     );
     boolean(c"biha.use_ssl", c"Use TLS on biha's control channel.", &USE_SSL, Postmaster);

@@ -15,7 +15,11 @@ pub const PID_FILE: &str = "postmaster.pid";
 pub const PID_FILE_LINK: &str = "pg_biha/postmaster.pid";
 /// What pg_rewind said at the last rewind.
 pub const REWIND_LOG: &str = "pg_biha/rewind.log";
-/// What came of a rewind, until it is taken note of.
+/// What the programs of the last re-clone said.
+pub const RECLONE_LOG: &str = "pg_biha/reclone.log";
+/// A link that is about to become pg_wal.
+pub const WAL_LINK: &str = "pg_biha/pg_wal.link";
+/// What came of a rewind or a re-clone, until it is taken note of.
 pub const REWIND_RESULT: &str = "pg_biha/rewind.result";
 /// The cluster's certificate authority.
 pub const CA: &str = "pg_biha/ca.crt";

@@ -88,7 +88,7 @@ fn piece(input: &mut Input<'_>, pauses: &mut Vec<usize>, at: usize) -> Vec<u8> {
         4 => {
             let node = NodeId(few(input, 2));
             let incarnation = Incarnation(few(input, 1).into());
-            wire::encode_welcome(CLUSTER, &wire::Welcome { node, incarnation }).expect("small")
+            wire::encode_welcome(CLUSTER, &wire::Welcome { node, incarnation, tag: 0 }).expect("small")
         }
         5 => {
             let (version, length) = (few(input, 1) as u16, input.u32() >> (input.byte() % 32));
@@ -118,7 +118,8 @@ fn envelope(input: &mut Input<'_>, message: Message) -> Vec<u8> {
     let incarnation = Incarnation(few(input, 1).into());
     let cluster = ClusterId(few(input, CLUSTER.0 as u32).into());
     let term = Term(few(input, 1));
-    wire::encode(&Envelope { cluster, from, to, incarnation, term, message }).expect("small")
+    let (tag, voted_for) = (0, None);
+    wire::encode(&Envelope { cluster, from, to, incarnation, tag, term, voted_for, message }).expect("small")
 }
 
 /// Certificates of a cluster to which the stranger does not belong.
@@ -144,8 +145,8 @@ fn network(tls: Option<TlsConfig>) -> Network {
     let forever = 1 << 40;
     let limits = Limits { backoff_min: forever, backoff_max: forever, ..Limits::default() };
     let resolver = Box::new(ThreadResolver::new(|_| Err(std::io::ErrorKind::Unsupported.into())));
-    let incarnation = Incarnation(1);
-    Network::bind(NetworkConfig { cluster: CLUSTER, node: THIS, incarnation, port: 0, tls, resolver, limits })
+    let (node, incarnation, tag) = (THIS, Incarnation(1), 1);
+    Network::bind(NetworkConfig { cluster: CLUSTER, node, incarnation, tag, port: 0, tls, resolver, limits })
         .expect("listens")
 }
 
@@ -245,7 +246,7 @@ fn heard(mut bytes: &[u8]) -> Vec<Word> {
     let refused = loop {
         match next(bytes, who) {
             Ok(Some((envelope, used))) => {
-                who = Some((envelope.from, envelope.incarnation));
+                who = Some((envelope.from, Life::of(&envelope)));
                 words.push(Word::Heard(Box::new(envelope)));
                 bytes = &bytes[used..];
             }
@@ -258,7 +259,7 @@ fn heard(mut bytes: &[u8]) -> Vec<Word> {
     words
 }
 
-type Who = Option<(NodeId, Incarnation)>;
+type Who = Option<(NodeId, Life)>;
 
 fn next(bytes: &[u8], who: Who) -> Result<Option<(Envelope, usize)>, LinkError> {
     let Some(header) = Header::read(bytes)? else { return Ok(None) };
@@ -267,7 +268,7 @@ fn next(bytes: &[u8], who: Who) -> Result<Option<(Envelope, usize)>, LinkError> 
     }
     let Some((envelope, used)) = wire::decode(bytes)? else { return Ok(None) };
     let is_hello = matches!(envelope.message, Message::Hello(_));
-    let (from, found) = (envelope.from, envelope.incarnation);
+    let (from, found) = (envelope.from, Life::of(&envelope));
     match who {
         None if !is_hello => Err(LinkError::Unexpected),
         Some((node, _)) if from != node => Err(LinkError::WrongNode(from)),
@@ -278,7 +279,7 @@ fn next(bytes: &[u8], who: Who) -> Result<Option<(Envelope, usize)>, LinkError> 
     }
 }
 
-/// What a dialling node must make of these bytes: one welcome, and not a byte of a second frame.
+/// What a dialling node must make of these bytes: one welcome, then nothing but refusals.
 fn welcomed(bytes: &[u8]) -> Vec<Word> {
     let refused = |why: LinkError| Word::Refused(why.to_string());
     let first = match welcome(bytes) {
@@ -286,16 +287,33 @@ fn welcomed(bytes: &[u8]) -> Vec<Word> {
         Ok(None) => return Vec::new(),
         Err(why) => return vec![refused(why)],
     };
-    let mut words = vec![Word::Connected(OTHER), Word::Ended(OTHER, Disconnect::Closed)];
-    match Header::read(&bytes[first..]) {
-        Ok(None) => {}
-        Ok(Some(header)) if header.cluster != CLUSTER => {
-            words.push(refused(LinkError::WrongCluster(header.cluster)));
+    let (mut words, mut rest) = (vec![Word::Connected(OTHER)], &bytes[first..]);
+    let end = loop {
+        match refusal(rest) {
+            Ok(Some((envelope, used))) => {
+                words.push(Word::Heard(Box::new(envelope)));
+                rest = &rest[used..];
+            }
+            Ok(None) => break None,
+            Err(why) => break Some(refused(why)),
         }
-        Ok(Some(_)) => words.push(refused(LinkError::Unexpected)),
-        Err(why) => words.push(refused(why.into())),
-    }
+    };
+    words.push(Word::Ended(OTHER, Disconnect::Closed));
+    words.extend(end);
     words
+}
+
+fn refusal(bytes: &[u8]) -> Result<Option<(Envelope, usize)>, LinkError> {
+    let Some(header) = Header::read(bytes)? else { return Ok(None) };
+    if header.cluster != CLUSTER {
+        return Err(LinkError::WrongCluster(header.cluster));
+    }
+    match wire::decode(bytes)? {
+        Some((e, _)) if e.from != OTHER || e.to != THIS || !matches!(e.message, Message::Refused(_)) => {
+            Err(LinkError::Unexpected)
+        }
+        other => Ok(other),
+    }
 }
 
 fn welcome(bytes: &[u8]) -> Result<Option<usize>, LinkError> {

@@ -8,11 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use biha_core::{NodeId, OrderId, OrderResult};
+use biha_core::{NodeId, OrderId, OrderResult, Position};
 
 use super::receiver::{self, SUPERSEDED, given_up};
+use crate::board;
+use crate::lifecycle::{self, Repair};
 use crate::pg::{control, exec, postmaster, process, wait, walsender, xlog};
-use crate::{board, lifecycle};
 
 /// How long a session may take to pass an answer on to its client.
 const ANSWER_LIMIT: Duration = Duration::from_millis(20);
@@ -58,12 +59,25 @@ pub fn restart(rewind: Option<NodeId>, drain: bool) -> Result<OrderResult, Strin
         walsender::terminate_all();
     }
     if drain {
-        // Whoever asked for the switchover on this very node shall read that it was accepted.
-        let asker = board::gate().answered_latch.swap(0, Ordering::SeqCst);
-        wait::until(ANSWER_LIMIT, || process::awaits_client(asker));
+        let_answer();
     }
-    lifecycle::request_restart(source.as_deref())?;
+    lifecycle::request_restart(source.map(Repair::Rewind))?;
     Ok(OrderResult::Done)
+}
+
+/// See [`biha_core::Order::Reclone`].
+pub fn reclone(leader: NodeId, end: Position) -> Result<OrderResult, String> {
+    let source = receiver::rewind_conninfo(leader)?;
+    walsender::terminate_all();
+    let_answer();
+    lifecycle::request_restart(Some(Repair::Reclone { source, end }))?;
+    Ok(OrderResult::Done)
+}
+
+/// Whoever asked for this restart on this very node shall read that it was accepted.
+fn let_answer() {
+    let asker = board::gate().answered_latch.swap(0, Ordering::SeqCst);
+    wait::until(ANSWER_LIMIT, || process::awaits_client(asker));
 }
 
 /// See [`biha_core::Order::EndWalsenders`].

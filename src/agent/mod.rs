@@ -10,7 +10,7 @@ mod oldest;
 mod position;
 mod probe;
 mod promotion;
-mod receiver;
+pub mod receiver;
 mod slots;
 mod timing;
 
@@ -103,6 +103,7 @@ impl Agent {
                 promotion::promote(&mut self.receiver, id, timeline, first_placeholder)
             }
             Order::Restart { rewind, drain } => handover::restart(rewind, drain),
+            Order::Reclone { leader, end } => handover::reclone(leader, end),
             Order::EndWalsenders => Ok(handover::end_walsenders()),
         }));
         let result = result.unwrap_or_else(|text| {

@@ -6,11 +6,11 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use biha_core::{Millis, NodeId, NodeState, OrderId, OrderResult};
+use biha_core::{ClusterConfig, Millis, NodeId, NodeState, OrderId, OrderResult};
 use pgrx::{debug1, log};
 
 use super::{position, timing::Steps};
-use crate::pg::serverconf::ServerConf;
+use crate::pg::serverconf::{self, ServerConf};
 use crate::pg::walreceiver::State;
 use crate::pg::{postmaster, recovery, settings, wait, walreceiver, xlog};
 use crate::{board, guc, paths};
@@ -42,6 +42,8 @@ pub struct Receiver {
     nudge_until: Option<Instant>,
     /// When WAL was last being streamed, or a leader chosen.
     silent_since: Instant,
+    /// When `conf` was last written.
+    written_at: Instant,
 }
 
 impl Receiver {
@@ -57,7 +59,13 @@ impl Receiver {
             looks_read_only: false,
             epoch: text(c"biha.receiver_epoch").parse().unwrap_or(0),
         };
-        Receiver { conf, certain: false, nudge_until: None, silent_since: Instant::now() }
+        Receiver {
+            conf,
+            certain: false,
+            nudge_until: None,
+            silent_since: Instant::now(),
+            written_at: Instant::now(),
+        }
     }
 
     /// Stops receiving, durably, and reads the position. See [`biha_core::Order::StopReceiving`].
@@ -158,6 +166,7 @@ impl Receiver {
         self.certain = false;
         self.conf.replace().map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
         self.certain = true;
+        self.written_at = Instant::now();
         gate.receiver_epoch_written.store(epoch, Ordering::SeqCst);
         xlog::signal_postmaster(libc::SIGHUP);
         Ok(())
@@ -183,6 +192,11 @@ impl Receiver {
             && let Err(text) = self.write(conf)
         {
             pgrx::warning!("{text}");
+        }
+        if self.written_at.elapsed() > SETTLED
+            && let Err(error) = serverconf::keep_spares()
+        {
+            debug1!("could not make a spare for \"{}\": {error}", paths::SERVER_CONF);
         }
     }
 
@@ -272,22 +286,36 @@ fn streaming_conninfo(leader: NodeId) -> Result<String, String> {
     Ok(format!("{} application_name={name}", conninfo(leader)?))
 }
 
-/// Connection string for pg_rewind.
+/// Connection string for pg_rewind and for a base backup.
 pub fn rewind_conninfo(source: NodeId) -> Result<String, String> {
     Ok(format!("{} dbname=biha_db", conninfo(source)?))
+}
+
+/// Connection string for a base backup of whichever other member takes writes, where nothing is known but the
+/// configuration.
+pub fn leader_conninfo(config: &ClusterConfig) -> String {
+    let others = || config.members.iter().filter(|(id, _)| **id != own_id()).map(|(_, member)| member);
+    let hosts: Vec<&str> = others().map(|member| member.host.as_str()).collect();
+    let ports: Vec<String> = others().map(|member| member.port.to_string()).collect();
+    let at = conninfo_of(&hosts.join(","), &ports.join(","));
+    format!("{at} dbname=biha_db target_session_attrs=read-write")
 }
 
 fn conninfo(node: NodeId) -> Result<String, String> {
     let status = board::status().ok_or("no configuration has been published")?;
     let member = status.config.members.get(&node).ok_or_else(|| format!("node {node} is not a member"))?;
+    Ok(conninfo_of(&member.host, &member.port.to_string()))
+}
+
+fn conninfo_of(host: &str, port: &str) -> String {
     let passfile = postmaster::data_directory().join(paths::PASSFILE);
-    Ok(format!(
+    format!(
         "host={} port={} user=biha_replication_user passfile={} sslmode=prefer gssencmode=disable \
          connect_timeout=5 keepalives_idle=2 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
-        quoted(&member.host),
-        member.port,
+        quoted(host),
+        quoted(port),
         quoted(&passfile.to_string_lossy()),
-    ))
+    )
 }
 
 /// Quotes a value of a connection string.

@@ -33,6 +33,9 @@ const OF_THE_DATABASE: &[&str] = &[
     "lost+found",
 ];
 
+/// In a data directory that is none ([`super::stub`]).
+pub const STUB: &str = "biha.stub";
+
 /// What the source may have lying about and no start should find. Not backup_label: pg_rewind writes it.
 const LEFT_OVER: &[&str] = &[
     "backup_label.old",
@@ -45,6 +48,7 @@ const LEFT_OVER: &[&str] = &[
     "promote",
     "fallback_promote",
     "logrotate",
+    STUB,
 ];
 
 /// The files kept aside.
@@ -92,8 +96,19 @@ impl Aside {
         &self.sibling
     }
 
+    /// Takes note that the data and these files have changed places.
+    pub fn exchanged(&mut self) {
+        std::mem::swap(&mut self.data, &mut self.sibling);
+    }
+
     /// For when pg_rewind changed nothing: what was moved comes back, the copies go.
     pub fn give_up(&self) -> io::Result<()> {
+        self.return_moved()?;
+        remove(&self.sibling)
+    }
+
+    /// What was moved comes back.
+    pub fn return_moved(&self) -> io::Result<()> {
         if let Some(log) = &self.moved {
             let (there, here) = (self.sibling.join(log), self.data.join(log));
             if there.symlink_metadata().is_ok() {
@@ -101,8 +116,12 @@ impl Aside {
                 relocate(&there, &here)?;
             }
         }
-        sync_directory(&self.data)?;
-        remove(&self.sibling)
+        sync_directory(&self.data)
+    }
+
+    /// [`Aside::bring_back`], but the files stay here as well.
+    pub fn copy_back(&self) -> io::Result<()> {
+        carry_over(&self.sibling, &self.data, self.moved.as_deref())
     }
 
     /// For when pg_rewind succeeded: what came from the source goes, this node's own files come back.
@@ -121,6 +140,23 @@ impl Aside {
     }
 }
 
+/// Puts this node's own files, which are in `from`, into a copy of the source that is to become its data directory,
+/// in place of the source's. `log`, a directory, may be large and is still being written: it is linked, where that can
+/// be done.
+pub fn carry_over(from: &Path, to: &Path, log: Option<&Path>) -> io::Result<()> {
+    for name in own_files(to)? {
+        remove(&to.join(name))?;
+    }
+    for name in own_files(from)? {
+        if LEFT_OVER.iter().any(|left| name.as_os_str() == *left) {
+            continue;
+        }
+        let put = if Some(name.as_path()) == log { link } else { copy };
+        put(&from.join(&name), &to.join(&name))?;
+    }
+    sync_directory(to)
+}
+
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
     fs::read_dir(directory)?.map(|entry| Ok(PathBuf::from(entry?.file_name()))).collect()
 }
@@ -132,7 +168,7 @@ fn own_files(data: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Removes a file or a whole directory; nothing there is no error.
-fn remove(path: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
     let result = match path.symlink_metadata() {
         Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),
@@ -162,6 +198,23 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
         File::open(to)?.sync_all()
     } else {
         Ok(())
+    }
+}
+
+/// As [`copy`], but files become further names of the same file.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = from.symlink_metadata()?;
+    if metadata.is_dir() {
+        fs::create_dir(to)?;
+        for name in entries(from)? {
+            link(&from.join(&name), &to.join(&name))?;
+        }
+        fs::set_permissions(to, metadata.permissions())?;
+        return sync_directory(to);
+    }
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => copy(from, to),
+        other => other,
     }
 }
 
@@ -271,6 +324,47 @@ mod tests {
         let mode = fs::metadata(node.data().join("pg_biha/biha.state")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert!(!node.sibling().exists());
+    }
+
+    #[test]
+    fn own_files_are_carried_over_to_a_copy_of_the_source() {
+        let node = Node::new();
+        let copy = node.root.path().join("copy");
+        fs::create_dir_all(copy.join("base")).unwrap();
+        fs::create_dir(copy.join("pg_biha")).unwrap();
+        let theirs = [
+            "postgresql.conf",
+            "server.key",
+            "pg_biha/biha.state",
+            "backup_label",
+            "backup_manifest",
+            "base/1",
+        ];
+        for name in theirs {
+            fs::write(copy.join(name), "theirs").unwrap();
+        }
+        carry_over(&node.data(), &copy, Some("log".as_ref())).unwrap();
+        let read = |name: &str| fs::read_to_string(copy.join(name)).ok();
+        for (name, text) in [
+            ("postgresql.conf", "mine"),
+            ("pg_biha/biha.state", "state"),
+            ("log/a.log", "old log"),
+            ("conf.d/x.conf", "x"),
+            ("base/1", "theirs"),
+            ("backup_label", "theirs"),
+        ] {
+            assert_eq!(read(name).as_deref(), Some(text), "{name}");
+        }
+        for gone in ["server.key", "backup_manifest", "backup_label.old", "standby.signal"] {
+            assert_eq!(read(gone), None, "{gone}");
+        }
+        // What is logged meanwhile is in both, and nothing else.
+        for name in ["log/a.log", "postgresql.conf"] {
+            fs::write(node.data().join(name), "newer").unwrap();
+        }
+        assert_eq!(read("log/a.log").unwrap(), "newer");
+        assert_eq!(read("postgresql.conf").unwrap(), "mine");
+        assert_eq!(fs::read_link(copy.join("server.crt")).unwrap(), Path::new("/etc/hosts"));
     }
 
     #[test]

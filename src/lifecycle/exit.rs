@@ -5,10 +5,12 @@
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-use super::{Life, exit_log, reexec::Image, rewind, rewind::Outcome, signals};
-use crate::paths;
+use super::page::Repair;
+use super::source::Failure;
+use super::{Life, exit_log, reclone, reexec::Image, rewind, rewind::Outcome, signals, stub};
 use crate::pg::control::{self, State};
 use crate::pg::{postmaster, signal};
+use crate::{guc, paths};
 
 /// What an exiting postmaster does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,29 +42,53 @@ pub fn run(life: &Life, code: i32) {
     signals::show_notify_socket();
     let Some(request) = life.page.take().filter(|_| life.has_started()) else { return };
     let stopping = || life.page.operator_stopping() || signal::pending(&signals::STOPS);
-    match (act(stopping(), code, control::read().map(|file| file.state)), request.rewind) {
+    match (act(stopping(), code, control::read().map(|file| file.state)), request.repair) {
         (Act::End, _) => return exit_log("not restarting in place: the server is to be stopped", None),
-        (Act::Restart, Some(source)) => {
-            let hint = "If this is cut short, PostgreSQL refuses to start on the data directory, which has mode \
-                        0701 meanwhile. Then make this node anew.";
+        (Act::Restart, Some(Repair::Rewind(source))) => {
+            let hint = if guc::AUTORECLONE.get() {
+                "If this is cut short, the next start copies the leader."
+            } else {
+                "If this is cut short, PostgreSQL refuses to start on the data directory, which has mode 0701 \
+                 meanwhile. Then make this node anew."
+            };
             exit_log("rewinding before the restart in place", Some(hint));
-            match rewind::run(&source) {
-                Outcome::Whole { stop } if stop || stopping() => return,
-                Outcome::Whole { .. } => {}
-                Outcome::Broken { text, kept } => {
-                    let hint = format!(
-                        "The data directory cannot be started any more. Empty it and make a new copy of the \
-                         leader with bihactl add. This node's own files are kept in \"{}\".",
-                        kept.display()
-                    );
-                    exit_log(&format!("the rewind of this node broke off: {text}"), Some(&hint));
-                    give_up();
-                }
+            if rewind(&source) || stopping() {
+                return;
+            }
+        }
+        (Act::Restart, Some(Repair::Reclone { source, end })) => {
+            exit_log("copying the leader before the restart in place", None);
+            if reclone::run(&source, end) || stopping() {
+                return;
             }
         }
         (Act::Restart | Act::RestartUnclean, _) => {}
     }
     start_again(&life.image);
+}
+
+/// Rewinds, or where that breaks off and it is allowed, makes a new copy. Returns whether the operator wants the server
+/// to stop.
+fn rewind(source: &str) -> bool {
+    let (mut text, kept) = match rewind::run(source) {
+        Outcome::Whole { stop } => return stop,
+        Outcome::Broken { text, stop, .. } if stub::is_here() => {
+            exit_log(
+                &format!("the rewind of this node broke off: {text}"),
+                Some("The leader is copied instead, at the next start at the latest."),
+            );
+            return stop || copy_instead(source);
+        }
+        Outcome::Broken { text, kept, .. } => (text, kept),
+    };
+    let hint = format!(
+        "The data directory cannot be started any more. Empty it and make a new copy of the leader with bihactl \
+         add. This node's own files are kept in \"{}\".",
+        kept.display()
+    );
+    text.insert_str(0, "the rewind of this node broke off: ");
+    exit_log(&text, Some(&hint));
+    give_up();
 }
 
 fn start_again(image: &Image) -> ! {
@@ -73,6 +99,18 @@ fn start_again(image: &Image) -> ! {
     let error = image.start();
     exit_log(&format!("could not restart in place: {error}"), Some("Start the server again."));
     give_up()
+}
+
+/// Returns whether the operator wants the server to stop. What cannot be done now the stub does when it is started.
+fn copy_instead(source: &str) -> bool {
+    match reclone::after_rewind(source) {
+        Ok(()) => false,
+        Err(Failure::Stopped) => true,
+        Err(Failure::Failed(text)) => {
+            exit_log(&format!("the re-clone failed: {text}"), None);
+            false
+        }
+    }
 }
 
 /// Ends with a code that a service manager takes for a failure, lock files removed: goes on with the exit

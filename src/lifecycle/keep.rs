@@ -1,4 +1,4 @@
-//! Keeps, before a rewind, the WAL that only this node has. In an exiting postmaster: no shared memory, no ERROR.
+//! Keeps, before a rewind or a re-clone, the WAL that only this node has. In an exiting postmaster: no shared memory, no ERROR.
 //!
 //! Copies, not links: pg_rewind truncates a file that the source has as well, and PostgreSQL recycles the others.
 
@@ -8,18 +8,58 @@ use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use biha_core::{HistoryEntry, Position};
+use biha_core::{HistoryEntry, Position, Timeline};
+use pgrx::PgLogLevel;
 
 use super::aside::sync_directory;
 use super::signals::STOPS;
 use crate::agent::history;
+use crate::guc;
 use crate::lost::{self, Set};
-use crate::pg::signal;
+use crate::pg::{signal, xlog};
 
 /// Most sets that are kept.
 const MAX_SETS: usize = 5;
 /// Where a segment's first page says which place in the WAL it is (`XLogPageHeaderData.xlp_pageaddr`).
 const PAGE_ADDRESS: u64 = 8;
+
+/// The operator stops the server.
+pub struct Stopped;
+
+/// Is anything to be kept (`biha.keep_lost_wal`)?
+pub fn is_wanted() -> bool {
+    limit() > 0
+}
+
+fn limit() -> u64 {
+    u64::try_from(guc::KEEP_LOST_WAL.get()).unwrap_or(0) << 20
+}
+
+/// Keeps what follows `fork` on the WAL that ends on this timeline, which `what` is about to discard, and says so. What
+/// can't be kept holds nothing up.
+pub fn before(what: &str, data: &Path, timeline: Timeline, fork: Position) -> Result<Option<Kept>, Stopped> {
+    let keeper = Keeper { data, segment_size: xlog::segment_size(), limit: limit() };
+    let own = history::read_in(&data.join(history::DIR), timeline).map_err(|e| e.to_string());
+    match own.and_then(|own| keeper.keep(&own, fork)) {
+        Ok(kept) => {
+            for path in kept.removed() {
+                super::exit_log(&format!("removed the oldest kept WAL, \"{}\"", path.display()), None);
+            }
+            super::exit_log(
+                &kept.text(),
+                Some("SELECT * FROM biha.lost_transactions() lists what was lost."),
+            );
+            Ok(Some(kept))
+        }
+        Err(_) if signal::pending(&STOPS) => Err(Stopped),
+        Err(text) => {
+            let text =
+                format!("could not keep the WAL that only this node has, which {what} discards: {text}");
+            super::report(PgLogLevel::WARNING, text, None);
+            Ok(None)
+        }
+    }
+}
 
 /// What to keep, and where.
 pub struct Keeper<'a> {

@@ -1,5 +1,6 @@
 //! The life of a member's server: every start is a standby's start, and a leader that steps down is restarted
-//! by its own postmaster, in the same process, rewound in between if its WAL has parted from the cluster's.
+//! by its own postmaster, in the same process, rewound in between if its WAL has parted from the cluster's, or made anew
+//! where that cannot work.
 //!
 //! Runs in the postmaster, but for [`request_restart`] and [`take_rewind_result`].
 //!
@@ -12,11 +13,15 @@ mod child;
 mod exit;
 mod keep;
 mod page;
+mod reclone;
 mod reexec;
 mod report;
 mod rewind;
 mod signals;
+mod source;
 mod start;
+mod stub;
+mod swap;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +30,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
 
+pub use self::page::Repair;
 use self::page::{Page, Request};
 use self::reexec::Image;
 use crate::pg::{postmaster, sharedpage, status};
@@ -87,6 +93,9 @@ pub fn init() {
             Some("biha needs /proc and a page of memory."),
         );
     };
+    if stub::is_here() && !image.only_shows_a_setting() {
+        return stub::resume(&image);
+    }
     if let Err(error) = signals::wrap(page) {
         report(PgLogLevel::FATAL, format!("could not install signal handlers: {error}"), None);
     }
@@ -120,13 +129,12 @@ unsafe extern "C-unwind" fn shmem_startup() {
     life.started.store(true, Ordering::Relaxed);
 }
 
-/// Asks the postmaster to shut the server down and to start it again in place, as a standby; to rewind it in
-/// between against the server of the conninfo given (keywords and values, no password: it shows in the
-/// process list). Of any child of the postmaster. Returns once the postmaster has been told. Fails if the
+/// Asks the postmaster to shut the server down and to start it again in place, as a standby, repaired in between if
+/// that is wanted. Of any child of the postmaster. Returns once the postmaster has been told. Fails if the
 /// server is being stopped, or has been asked already.
-pub fn request_restart(rewind_source_conninfo: Option<&str>) -> Result<(), String> {
+pub fn request_restart(repair: Option<Repair>) -> Result<(), String> {
     let life = LIFE.get().ok_or("biha does not lead this server")?;
-    let request = Request { rewind: rewind_source_conninfo.map(str::to_string) };
+    let request = Request { repair };
     life.page.ask(postmaster::my_pid(), &request)?;
     postmaster::signal(signals::RESTART).map_err(|error| {
         life.page.forget();
@@ -134,8 +142,8 @@ pub fn request_restart(rewind_source_conninfo: Option<&str>) -> Result<(), Strin
     })
 }
 
-/// What came of the rewind that this start was preceded by, once; `None` if there was none. A rewind that was
-/// asked for and has left no result was not tried, or given up because the operator stopped the server.
+/// What came of the rewind or re-clone that this start was preceded by, once; `None` if there was none. One that was
+/// asked for and has left no result was not tried, or given up because the operator stopped the server, or cut short.
 pub fn take_rewind_result() -> Option<Result<(), String>> {
     rewind::take_result()
         .unwrap_or_else(|error| Some(Err(format!("could not read the rewind's result: {error}"))))

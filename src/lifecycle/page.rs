@@ -4,22 +4,52 @@
 //! unmapped when they are read. A request is never on disk: a leader whose disk is sick must be able to step
 //! down, and no request can outlive the postmaster that it was made to, which a failing start could repeat.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use biha_core::{Lsn, Position};
 
 use crate::pg::sharedpage::Shareable;
 
-/// Longest conninfo of a rewind's source, in bytes.
+/// Longest conninfo of a repair's source, in bytes.
 pub const MAX_SOURCE: usize = 3072;
 
 const FREE: u32 = 0;
 const WRITING: u32 = 1;
 const ASKED: u32 = 2;
 
+const NO_REPAIR: u32 = 0;
+const REWIND: u32 = 1;
+const RECLONE: u32 = 2;
+
 /// A restart that was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Conninfo of the server to rewind against before the start; `None`: only restart.
-    pub rewind: Option<String>,
+    /// What to do before the start.
+    pub repair: Option<Repair>,
+}
+
+/// How the data directory is made one that can follow. The source is a conninfo of keywords and values, without a
+/// password: it shows in the process list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// pg_rewind against this server.
+    Rewind(String),
+    /// A new copy.
+    Reclone {
+        /// Of this server.
+        source: String,
+        /// Where this node's WAL ends.
+        end: Position,
+    },
+}
+
+impl Repair {
+    fn parts(&self) -> (u32, &str, Position) {
+        match self {
+            Repair::Rewind(source) => (REWIND, source, Position { timeline: 0, lsn: Lsn(0) }),
+            Repair::Reclone { source, end } => (RECLONE, source, *end),
+        }
+    }
 }
 
 /// What postmaster and children tell each other. All zeros: nothing was asked.
@@ -28,6 +58,9 @@ pub struct Page {
     state: AtomicU32,
     requester: AtomicI32,
     operator_stop: AtomicBool,
+    repair: AtomicU32,
+    end_timeline: AtomicU32,
+    end_lsn: AtomicU64,
     source_len: AtomicUsize,
     source: [AtomicU8; MAX_SOURCE],
 }
@@ -38,7 +71,9 @@ unsafe impl Shareable for Page {}
 impl Page {
     /// Leaves a request in the name of a process, which then signals the postmaster.
     pub fn ask(&self, requester: i32, request: &Request) -> Result<(), String> {
-        let source = request.rewind.as_deref().unwrap_or("").as_bytes();
+        let nothing = (NO_REPAIR, "", Position { timeline: 0, lsn: Lsn(0) });
+        let (repair, source, end) = request.repair.as_ref().map_or(nothing, Repair::parts);
+        let source = source.as_bytes();
         if source.len() > MAX_SOURCE {
             return Err(format!("the source's conninfo is longer than {MAX_SOURCE} bytes"));
         }
@@ -52,6 +87,9 @@ impl Page {
             place.store(*byte, Ordering::Relaxed);
         }
         self.source_len.store(source.len(), Ordering::Relaxed);
+        self.repair.store(repair, Ordering::Relaxed);
+        self.end_timeline.store(end.timeline, Ordering::Relaxed);
+        self.end_lsn.store(end.lsn.0, Ordering::Relaxed);
         self.requester.store(requester, Ordering::Relaxed);
         self.state.store(ASKED, Ordering::SeqCst);
         Ok(())
@@ -69,8 +107,18 @@ impl Page {
         }
         let len = self.source_len.load(Ordering::Relaxed).min(MAX_SOURCE);
         let source: Vec<u8> = self.source.iter().take(len).map(|b| b.load(Ordering::Relaxed)).collect();
+        let source = String::from_utf8_lossy(&source).into_owned();
+        let end = Position {
+            timeline: self.end_timeline.load(Ordering::Relaxed),
+            lsn: Lsn(self.end_lsn.load(Ordering::Relaxed)),
+        };
+        let repair = match self.repair.load(Ordering::Relaxed) {
+            REWIND => Some(Repair::Rewind(source)),
+            RECLONE => Some(Repair::Reclone { source, end }),
+            _ => None,
+        };
         self.forget();
-        Some(Request { rewind: (!source.is_empty()).then(|| String::from_utf8_lossy(&source).into_owned()) })
+        Some(Request { repair })
     }
 
     /// Drops a request that led to nothing.
@@ -99,6 +147,9 @@ mod tests {
             state: AtomicU32::new(0),
             requester: AtomicI32::new(0),
             operator_stop: AtomicBool::new(false),
+            repair: AtomicU32::new(0),
+            end_timeline: AtomicU32::new(0),
+            end_lsn: AtomicU64::new(0),
             source_len: AtomicUsize::new(0),
             source: [const { AtomicU8::new(0) }; MAX_SOURCE],
         })
@@ -108,30 +159,35 @@ mod tests {
     fn a_request_is_taken_once_and_belongs_to_who_made_it() {
         let page = page();
         assert_eq!(page.take(), None);
-        let request = Request { rewind: Some("host=a dbname=b".into()) };
-        page.ask(7, &request).unwrap();
-        assert!(page.asked_by(7) && !page.asked_by(8));
-        assert_eq!(page.take(), Some(request));
-        assert_eq!(page.take(), None);
-        assert!(!page.asked_by(7));
-        page.ask(8, &Request { rewind: None }).unwrap();
-        assert_eq!(page.take(), Some(Request { rewind: None }));
+        let source = "host=a dbname=b".to_string();
+        let end = Position { timeline: 7, lsn: Lsn(0x1_0000_00A0) };
+        for repair in [Repair::Rewind(source.clone()), Repair::Reclone { source, end }] {
+            let request = Request { repair: Some(repair) };
+            page.ask(7, &request).unwrap();
+            assert!(page.asked_by(7) && !page.asked_by(8));
+            assert_eq!(page.take(), Some(request));
+            assert_eq!(page.take(), None);
+            assert!(!page.asked_by(7));
+        }
+        page.ask(8, &Request { repair: None }).unwrap();
+        assert_eq!(page.take(), Some(Request { repair: None }));
     }
 
     #[test]
     fn a_second_request_is_refused() {
         let page = page();
-        page.ask(7, &Request { rewind: None }).unwrap();
-        assert!(page.ask(8, &Request { rewind: None }).is_err());
+        page.ask(7, &Request { repair: None }).unwrap();
+        assert!(page.ask(8, &Request { repair: None }).is_err());
         assert!(page.asked_by(7));
     }
 
     #[test]
     fn no_request_after_an_operators_stop_and_none_too_long() {
         let page = page();
-        assert!(page.ask(7, &Request { rewind: Some("x".repeat(MAX_SOURCE + 1)) }).is_err());
+        let long = Repair::Rewind("x".repeat(MAX_SOURCE + 1));
+        assert!(page.ask(7, &Request { repair: Some(long) }).is_err());
         page.note_operator_stop();
-        assert!(page.ask(7, &Request { rewind: None }).is_err());
+        assert!(page.ask(7, &Request { repair: None }).is_err());
         assert_eq!(page.take(), None);
     }
 }

@@ -39,6 +39,11 @@ impl Image {
         Ok(Image { arguments, pgdata, output })
     }
 
+    /// Is it `postgres -C`?
+    pub fn only_shows_a_setting(&self) -> bool {
+        self.arguments.iter().any(|argument| argument.to_bytes().starts_with(b"-C"))
+    }
+
     /// Becomes it. Signals must be blocked: one that comes from now on is the new image's. Returns only if
     /// that fails.
     pub fn start(&self) -> io::Error {

@@ -55,21 +55,27 @@ impl Ending {
 
     /// Its complaints, or why it was killed.
     pub fn reason(&self) -> String {
-        let complaints: Vec<&str> = self
-            .log
-            .lines()
-            .filter(|line| ["error:", "fatal:", "detail:", "hint:"].iter().any(|word| line.contains(word)))
-            .map(|line| line.trim_start_matches("pg_rewind: "))
-            .collect();
-        let mut text = match &self.given_up {
+        match &self.given_up {
             Some(why) => why.clone(),
-            None if complaints.is_empty() => format!("pg_rewind ended with {}", self.status),
-            None => complaints.join("; "),
-        };
-        let end = (0..=MAX_TEXT.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-        text.truncate(end);
-        text
+            None => complaints(&self.log, "pg_rewind", &self.status),
+        }
     }
+}
+
+/// What a program complained of, or how it ended, if it did not say why.
+pub fn complaints(log: &str, program: &str, status: &str) -> String {
+    let words = ["error:", "fatal:", "detail:", "hint:"];
+    let complains = |line: &str| words.iter().any(|word| line.to_ascii_lowercase().contains(word));
+    let prefix = format!("{program}: ");
+    let complaints: Vec<&str> =
+        log.lines().filter(|line| complains(line)).map(|line| line.trim_start_matches(&prefix)).collect();
+    let mut text = match complaints.is_empty() {
+        true => format!("{program} ended with {status}"),
+        false => complaints.join("; "),
+    };
+    let end = (0..=MAX_TEXT.min(text.len())).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    text.truncate(end);
+    text
 }
 
 /// Where the two servers' WAL parted, on the timeline that both have there; `None` before it says so

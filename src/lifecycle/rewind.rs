@@ -3,7 +3,7 @@
 //! An interrupted pg_rewind leaves a directory on which the server would start without complaint, and without
 //! biha, for its configuration is overwritten first. So the directory's mode is 0701 as long as it is not
 //! whole: PostgreSQL refuses to start on that, and it outlasts a power failure. Whoever finds it must take a
-//! new base backup.
+//! new base backup: the operator, or, with `biha.autoreclone`, the stub that stands in its place ([`super::stub`]).
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -15,13 +15,12 @@ use std::time::Duration;
 use biha_core::Position;
 use pgrx::PgLogLevel;
 
-use super::aside::{Aside, sync_directory};
+use super::aside::{self, Aside, sync_directory};
 use super::child::{Running, Tick};
-use super::keep::{Keeper, Kept};
+use super::keep::{self, Kept};
 use super::report::{self, Ending, Verdict, verdict};
-use super::signals::STOPS;
-use crate::agent::history;
-use crate::pg::{control, exec, postmaster, signal, xlog};
+use super::{stub, swap};
+use crate::pg::{control, exec, postmaster};
 use crate::{guc, paths};
 
 /// Mode of a data directory that must not be started.
@@ -45,10 +44,12 @@ pub enum Outcome {
         text: String,
         /// Where this node's own files are.
         kept: PathBuf,
+        /// The operator wants the server to stop.
+        stop: bool,
     },
 }
 
-/// The data directory, closed to any start.
+/// The data directory, to be closed to any start.
 struct Closed {
     path: PathBuf,
     mode: u32,
@@ -56,12 +57,15 @@ struct Closed {
 }
 
 impl Closed {
-    fn close() -> io::Result<Self> {
+    /// This process's working directory, still open.
+    fn here() -> io::Result<Self> {
         let path = fs::canonicalize(".")?;
         let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
-        let closed = Closed { mode, pid_file: fs::read(paths::PID_FILE)?, path };
-        closed.set_mode(CLOSED)?;
-        Ok(closed)
+        Ok(Closed { mode, pid_file: fs::read(paths::PID_FILE)?, path })
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.set_mode(CLOSED)
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -84,13 +88,13 @@ impl Closed {
         sync_directory(&self.path)?;
         self.set_mode(self.mode)
     }
+}
 
-    /// A sibling of the data directory.
-    fn sibling(&self) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(".biha-rewind");
-        name.into()
-    }
+/// The sibling of a data directory where this node's own files are meanwhile.
+pub fn sibling(data: &Path) -> PathBuf {
+    let mut name = data.to_path_buf().into_os_string();
+    name.push(".biha-rewind");
+    name.into()
 }
 
 /// Rewinds this process's working directory, which is the data directory of a server that was shut down
@@ -106,8 +110,7 @@ pub fn run(source: &str) -> Outcome {
 /// Keeps the WAL that the rewind will discard, if that is wanted and can be done. `Err`: the rewind is not to begin,
 /// for this reason, or since the operator stops the server.
 fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<String>> {
-    let limit = u64::try_from(guc::KEEP_LOST_WAL.get()).unwrap_or(0) << 20;
-    if limit == 0 {
+    if !keep::is_wanted() {
         return Ok(None);
     }
     let data = fs::canonicalize(".").map_err(|e| Some(format!("could not find the data directory: {e}")))?;
@@ -119,28 +122,8 @@ fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<String>> {
         Err(ending) if ending.success => return Ok(None),
         Err(ending) => return Err(Some(ending.reason())),
     };
-    let keeper = Keeper { data: &data, segment_size: xlog::segment_size(), limit };
     let timeline = control::read().map_or(fork.timeline, |file| file.timeline);
-    let kept = history::read(timeline).map_err(|e| e.to_string()).and_then(|own| keeper.keep(&own, fork));
-    match kept {
-        Ok(kept) => {
-            for path in kept.removed() {
-                super::exit_log(&format!("removed the oldest kept WAL, \"{}\"", path.display()), None);
-            }
-            super::exit_log(
-                &kept.text(),
-                Some("SELECT * FROM biha.lost_transactions() lists what was lost."),
-            );
-            Ok(Some(kept))
-        }
-        Err(_) if signal::pending(&STOPS) => Err(None),
-        Err(text) => {
-            let text =
-                format!("could not keep the WAL that only this node has, which the rewind discards: {text}");
-            super::report(PgLogLevel::WARNING, text, None);
-            Ok(None)
-        }
-    }
+    keep::before("the rewind", &data, timeline, fork).map_err(|_| None)
 }
 
 /// Has pg_rewind, which changes nothing meanwhile, say where this node's WAL left the source's: the source's history is
@@ -163,42 +146,83 @@ fn find_fork(data: &Path, source: &str) -> io::Result<Result<Position, Ending>> 
 
 /// Rewinds once nothing more can be kept.
 fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
-    let closed = match Closed::close() {
+    let mut stub = guc::AUTORECLONE.get() && !has_tablespaces(".".as_ref());
+    // A stub that stands in for the directory keeps it from being started; until then it is whole.
+    let closed = Closed::here().and_then(|here| if stub { Ok(()) } else { here.close() }.map(|()| here));
+    let mut closed = match closed {
         Ok(closed) => closed,
         Err(error) => return not_begun(None, &format!("could not close the data directory: {error}")),
     };
-    let sibling = closed.sibling();
-    let aside = match Aside::put(&closed.path, &sibling, log_directory(&closed.path).as_deref()) {
+    let (data, sibling) = (closed.path.clone(), sibling(&closed.path));
+    let mut aside = match Aside::put(&closed.path, &sibling, log_directory(&closed.path).as_deref()) {
         Ok(aside) => aside,
         Err(error) => {
             let text = format!("could not keep this node's files in \"{}\": {error}", sibling.display());
             return not_begun(Some(&closed), &text);
         }
     };
-    let broken = |text: String| Outcome::Broken { text, kept: sibling.clone() };
+    stub = stub && stand_in(&data, &sibling, &closed);
+    if stub {
+        aside.exchanged();
+        closed.path.clone_from(&sibling);
+    }
+    let broken = |text: String, stop| Outcome::Broken { text, kept: aside.directory().into(), stop };
+    if let Err(error) = closed.close() {
+        return broken(format!("could not close the data directory: {error}"), false);
+    }
     let ending = match rewind(&closed, &aside, source) {
         Ok(ending) => ending,
         // The child may still have been at work when it was lost sight of.
-        Err(error) => return broken(format!("could not watch pg_rewind: {error}")),
+        Err(error) => return broken(format!("could not watch pg_rewind: {error}"), false),
     };
     let stop = ending.stop;
+    let note = |result| note_in(&closed.path, result);
     let finished = match verdict(&ending) {
-        Verdict::Broken(text) => return broken(text),
-        Verdict::Rewound => {
-            sync_data(&closed.path).and_then(|()| aside.bring_back()).and_then(|()| note(Some(Ok(()))))
-        }
-        Verdict::NotNeeded => unchanged(&aside, kept).and_then(|()| note(Some(Ok(())))),
-        Verdict::Failed(text) => unchanged(&aside, kept).and_then(|()| note(Some(Err(&text)))),
-        Verdict::Stopped => unchanged(&aside, kept).and_then(|()| note(None)),
+        Verdict::Broken(text) => return broken(text, stop),
+        Verdict::Rewound => sync_data(&closed.path)
+            .and_then(|()| if stub { aside.copy_back() } else { aside.bring_back() })
+            .and_then(|()| note(Ok(()))),
+        Verdict::NotNeeded => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Ok(()))),
+        Verdict::Failed(text) => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Err(&text))),
+        Verdict::Stopped => unchanged(&closed, &aside, stub, kept),
     };
-    match finished.and_then(|()| closed.open()) {
+    let opened = finished.and_then(|()| closed.open());
+    match opened.and_then(|()| if stub { give_way(&data, &sibling) } else { Ok(()) }) {
         Ok(()) => Outcome::Whole { stop },
-        Err(error) => broken(format!("could not bring this node's files back: {error}")),
+        Err(error) => broken(format!("could not bring this node's files back: {error}"), stop),
     }
 }
 
+/// Has a data directory tablespaces, which a re-clone does not copy?
+pub fn has_tablespaces(data: &Path) -> bool {
+    fs::read_dir(data.join("pg_tblspc")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Has a stub stand in for the data directory; it goes without where that cannot be done.
+fn stand_in(data: &Path, own: &Path, closed: &Closed) -> bool {
+    let result = stub::stand_in(data, own, closed.mode).map(|()| swap::enter(data));
+    match &result {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) | Err(error) => {
+            let text = format!("a rewind that is cut short will not become a copy: {error}");
+            super::report(PgLogLevel::WARNING, text, None);
+        }
+    }
+    result.is_ok()
+}
+
+/// The stub gives way to the data directory, which is whole again.
+fn give_way(data: &Path, whole: &Path) -> io::Result<()> {
+    swap::exchange(whole, data)?;
+    // The stub is at the other place now. What remains of it the next start removes.
+    if let Err(error) = swap::enter(data).and_then(|()| aside::remove(whole)) {
+        super::report(PgLogLevel::WARNING, format!("could not remove what the rewind left: {error}"), None);
+    }
+    Ok(())
+}
+
 /// Writes back every file system that the data directory lies on.
-fn sync_data(data: &Path) -> io::Result<()> {
+pub fn sync_data(data: &Path) -> io::Result<()> {
     exec::sync_file_system(data)?;
     exec::sync_file_system(&data.join("pg_wal"))?;
     for tablespace in fs::read_dir(data.join("pg_tblspc"))? {
@@ -213,23 +237,20 @@ fn not_begun(closed: Option<&Closed>, text: &str) -> Outcome {
         Some(closed) => closed.open(),
         None => Ok(()),
     };
-    match opened.and_then(|()| note(Some(Err(text)))) {
+    match opened.and_then(|()| note_in(".".as_ref(), Err(text))) {
         Ok(()) => Outcome::Whole { stop: false },
         Err(error) => Outcome::Broken {
             text: format!("{text}; {error}"),
             kept: closed.map(|c| c.path.clone()).unwrap_or_default(),
+            stop: false,
         },
     }
 }
 
-/// Writes what came of the rewind for the next start to read; `None`: nothing.
-fn note(result: Option<Result<(), &str>>) -> io::Result<()> {
-    let text = match result {
-        Some(Ok(())) => "ok".to_string(),
-        Some(Err(text)) => format!("failed {text}"),
-        None => return Ok(()),
-    };
-    biha_io::durable_write(paths::REWIND_RESULT.as_ref(), text.as_bytes())
+/// Writes what came of the rewind for the next start of this data directory to read.
+pub fn note_in(data: &Path, result: Result<(), &str>) -> io::Result<()> {
+    let text = result.map_or_else(|text| format!("failed {text}"), |()| "ok".to_string());
+    biha_io::durable_write(&data.join(paths::REWIND_RESULT), text.as_bytes())
 }
 
 /// What came of the last rewind, once. Of a running server.
@@ -248,16 +269,16 @@ pub fn take_result() -> io::Result<Option<Result<(), String>>> {
 }
 
 /// pg_rewind changed nothing: everything stays where it is, and its log is kept. So nothing was lost, either.
-fn unchanged(aside: &Aside, kept: Option<&Kept>) -> io::Result<()> {
+fn unchanged(closed: &Closed, aside: &Aside, stub: bool, kept: Option<&Kept>) -> io::Result<()> {
     if let Some(Err(error)) = kept.map(Kept::discard) {
         super::report(PgLogLevel::WARNING, format!("could not remove the WAL that was kept: {error}"), None);
     }
-    fs::copy(aside.directory().join(paths::REWIND_LOG), paths::REWIND_LOG)?;
-    aside.give_up()
+    fs::copy(aside.directory().join(paths::REWIND_LOG), closed.path.join(paths::REWIND_LOG))?;
+    if stub { aside.return_moved() } else { aside.give_up() }
 }
 
 /// The server's log directory, if it is in the data directory: the name of the entry that holds it.
-fn log_directory(data: &Path) -> Option<PathBuf> {
+pub fn log_directory(data: &Path) -> Option<PathBuf> {
     let log = fs::canonicalize(postmaster::log_directory()).ok()?;
     let inside = log.strip_prefix(data).ok()?;
     Some(PathBuf::from(inside.components().next()?.as_os_str()))

@@ -10,6 +10,7 @@ use biha_core::{NodeId, NodeState, PromotionIntent};
 use biha_io::{Identity, StateFiles};
 
 use super::aside::sync_directory;
+use super::reclone;
 use crate::board::{MemberStatus, Status};
 use crate::pg::{clock, control, serverconf::ServerConf, settings};
 use crate::{guc, paths};
@@ -50,6 +51,9 @@ pub fn recovery_target() -> Option<String> {
 /// Makes the server come up as a standby that receives from nobody. `first` is false at a restart after a
 /// crash.
 pub fn prepare(first: bool) -> Result<(), Refusal> {
+    if first {
+        reclone::tidy();
+    }
     let doing = |what: &str, error: &io::Error| Refusal {
         text: format!("could not {what}: {error}"),
         hint: "A member of a biha cluster starts only as a standby.",

@@ -1,5 +1,7 @@
 //! `global/pg_control`, read from disk: PostgreSQL's copy in shared memory is gone when a postmaster exits.
 
+use std::ffi::CStr;
+
 use biha_core::Lsn;
 use pgrx::pg_sys;
 
@@ -32,9 +34,14 @@ pub struct ControlFile {
 /// Reads the control file of the data directory (this process's working directory); `None` if its checksum is
 /// wrong. Raises an ERROR if it cannot be read, which in an exiting postmaster is the end of the exit.
 pub fn read() -> Option<ControlFile> {
+    read_in(c".")
+}
+
+/// [`read`], of another data directory.
+pub fn read_in(data: &CStr) -> Option<ControlFile> {
     let mut crc_ok = false;
     // SAFETY: returns a palloc'd copy, or raises an ERROR.
-    let raw = unsafe { pg_sys::get_controlfile(c".".as_ptr(), &mut crc_ok) };
+    let raw = unsafe { pg_sys::get_controlfile(data.as_ptr(), &mut crc_ok) };
     // SAFETY: as above; freed once copied.
     let file = unsafe {
         let file = raw.read();

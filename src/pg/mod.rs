@@ -8,6 +8,7 @@ pub mod exec;
 pub mod mutex;
 pub mod postmaster;
 pub mod process;
+pub mod random;
 pub mod recovery;
 pub mod serverconf;
 pub mod settings;

@@ -89,6 +89,14 @@ pub fn raise(signo: c_int) {
     unsafe { libc::raise(signo) };
 }
 
+/// Ends all processes of a group of children.
+pub fn kill_group(leader: u32) {
+    if let Ok(leader) = libc::pid_t::try_from(leader) {
+        // SAFETY: no memory is involved.
+        unsafe { libc::kill(-leader, libc::SIGKILL) };
+    }
+}
+
 fn set_of(signals: &[c_int]) -> sigset_t {
     let mut set = MaybeUninit::<sigset_t>::uninit();
     // SAFETY: sigemptyset makes the set; sigaddset only changes it.

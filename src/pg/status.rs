@@ -21,7 +21,11 @@ pub fn read(checkpointed: bool) -> ServerStatus {
             let state = (*receiver).walRcvState;
             (pg_sys::HotStandbyActive(), state == pg_sys::WalRcvState::WALRCV_STREAMING)
         };
-        ServerStatus { consistent, streaming, hint: standby_hint(), ..ServerStatus::default() }
+        let end_on_file = match recovery::replayed() {
+            Some(replayed) if consistent => replayed.lsn,
+            _ => min_recovery_point(),
+        };
+        ServerStatus { consistent, streaming, end_on_file, hint: standby_hint(), ..ServerStatus::default() }
     } else {
         let mut timeline = 0;
         // SAFETY: recovery has ended.
@@ -49,17 +53,26 @@ fn standby_hint() -> Option<Position> {
     }
 }
 
-/// Timeline of the last finished checkpoint, from the control file on disk.
+/// Timeline of the last finished checkpoint.
 fn last_checkpoint_timeline() -> Option<u32> {
+    on_file(|control| control.checkPointCopy.ThisTimeLineID)
+}
+
+/// How far replay must come; nowhere yet where crash recovery has not ended.
+fn min_recovery_point() -> Lsn {
+    on_file(|control| Lsn(control.minRecoveryPoint)).unwrap_or_default()
+}
+
+/// Something of the control file on disk; `None` if that is damaged.
+fn on_file<T>(what: impl FnOnce(&pg_sys::ControlFileData) -> T) -> Option<T> {
     let mut intact = false;
     // SAFETY: reads the file and returns a palloc'd copy, freed here.
     unsafe {
         let control = pg_sys::get_controlfile(pg_sys::DataDir, &mut intact);
-        if control.is_null() {
-            return None;
+        let found = control.as_ref().map(what);
+        if !control.is_null() {
+            pg_sys::pfree(control.cast());
         }
-        let timeline = (*control).checkPointCopy.ThisTimeLineID;
-        pg_sys::pfree(control.cast());
-        intact.then_some(timeline)
+        found.filter(|_| intact)
     }
 }

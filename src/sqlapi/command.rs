@@ -84,6 +84,11 @@ fn reset_node_error() -> bool {
     carry_out(&Command::ResetNodeError)
 }
 
+#[pg_extern(volatile, parallel_unsafe)]
+fn reclone() -> bool {
+    carry_out(&Command::Reclone)
+}
+
 fn set(settings: Vec<Setting>) -> bool {
     let done = carry_out(&Command::Set(settings));
     let config = status_or_error().config;

@@ -7,7 +7,7 @@ use crate::{Lossless, Member, NodeId};
 /// Number of a request at the node where it was given; unique within the node's incarnation.
 pub type RequestId = u64;
 
-/// A user's command. All but [`Command::ResetNodeError`] are carried out by the leader.
+/// A user's command. All but [`Command::ResetNodeError`] and [`Command::Reclone`] are carried out by the leader.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Command {
     /// Make this node the leader.
@@ -22,6 +22,8 @@ pub enum Command {
     SetMember(NodeId, MemberSetting),
     /// Leave NODE_ERROR. Carried out where it was given.
     ResetNodeError,
+    /// Copy the leader anew, in NODE_ERROR. Carried out where it was given.
+    Reclone,
 }
 
 /// One change of a common setting. Times in ms.

@@ -29,6 +29,8 @@ pub enum EventKind {
     NodeError,
     /// The configuration changed.
     Config,
+    /// The node asked for a new copy of the leader's data.
+    Reclone,
 }
 
 impl EventKind {
@@ -46,6 +48,7 @@ impl EventKind {
             EventKind::Follow => "FOLLOW",
             EventKind::NodeError => "NODE_ERROR",
             EventKind::Config => "CONFIG",
+            EventKind::Reclone => "RECLONE",
         }
     }
 }

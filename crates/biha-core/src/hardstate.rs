@@ -1,5 +1,6 @@
 //! What a node must remember over a crash, written before any word that depends on it leaves the node.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,10 @@ pub enum NodeErrorKind {
     TimelineConflict,
     /// The node was removed from the cluster.
     Removed,
+    /// Others know of a later life of this node, or of words of this one that it does not remember.
+    Forgetful,
+    /// A new copy of the leader's data could not be made (`biha.autoreclone`).
+    RecloneFailed,
 }
 
 impl NodeErrorKind {
@@ -67,6 +72,8 @@ impl NodeErrorKind {
             NodeErrorKind::WalShorter => "WAL_SHORTER",
             NodeErrorKind::TimelineConflict => "TIMELINE_CONFLICT",
             NodeErrorKind::Removed => "NODE_REMOVED",
+            NodeErrorKind::Forgetful => "MEMORY_OLDER",
+            NodeErrorKind::RecloneFailed => "RECLONE_FAILED",
         }
     }
 
@@ -74,20 +81,36 @@ impl NodeErrorKind {
     pub fn remedy(self) -> &'static str {
         match self {
             NodeErrorKind::Diverged => {
-                "Set biha.autorewind to on and call biha.reset_node_error() to rewind this node; WAL that only \
-                 this node has is lost then."
+                "Set biha.autorewind to on and call biha.reset_node_error() to rewind this node. WAL that only this \
+                 node has is kept aside then (biha.keep_lost_wal), and biha.lost_transactions() lists it."
             }
             NodeErrorKind::RewindFailed => {
-                "The file pg_biha/rewind.log says why. Mend that and call biha.reset_node_error(), or make this \
-                 node anew: \"bihactl remove\" on another node, empty this data directory, \"bihactl add\"."
+                "The file pg_biha/rewind.log says why. Mend that and call biha.reset_node_error(), or have this node \
+                 copy the leader: biha.reclone(), or biha.autoreclone = on. By hand: \"bihactl remove\" on another \
+                 node, empty this data directory, \"bihactl add\"."
             }
-            NodeErrorKind::WalRemoved | NodeErrorKind::WalShorter | NodeErrorKind::TimelineConflict => {
+            NodeErrorKind::WalRemoved | NodeErrorKind::WalShorter => {
+                "Have this node copy the leader: biha.reclone(), or biha.autoreclone = on. By hand: \"bihactl remove\" \
+                 on another node, empty this data directory, \"bihactl add\"."
+            }
+            NodeErrorKind::RecloneFailed => {
+                "The file pg_biha/reclone.log says more. Mend that and call biha.reclone(); with biha.autoreclone it is \
+                 tried again under the next leader. By hand: \"bihactl remove\" on another node, empty this data \
+                 directory, \"bihactl add\"."
+            }
+            NodeErrorKind::TimelineConflict | NodeErrorKind::Forgetful => {
                 "Make this node anew: \"bihactl remove\" on another node, empty this data directory, \"bihactl add\"."
             }
             NodeErrorKind::Removed => {
                 "Stop this node, or take biha out of it with \"bihactl remove --pgdata\"."
             }
         }
+    }
+
+    /// Would a new copy of the leader's data bring this node back?
+    pub fn is_healed_by_reclone(self) -> bool {
+        use NodeErrorKind::*;
+        matches!(self, RewindFailed | WalRemoved | WalShorter | RecloneFailed)
     }
 }
 
@@ -102,6 +125,52 @@ pub enum RewindState {
     /// Done in this term. To find the WAL parted again in the same term is an error, not a reason to try for
     /// ever.
     Done(Term),
+    /// A re-clone was asked for; as [`RewindState::Requested`].
+    Recloning,
+    /// A re-clone was tried in this term, and has succeeded unless there is an error: as [`RewindState::Done`].
+    Recloned(Term),
+}
+
+/// What a node has last said of its own memory. It must never say less, or it is not that node's memory any more: a
+/// data directory that was put back to an older copy, or one of two copies (Ongaro 2014, §3.8: a server that loses
+/// what it stored can't take part any more).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Met {
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Drawn at random for each life: two lives of the same number are not the same.
+    pub tag: u32,
+    /// Its newest term.
+    pub term: Term,
+    /// Its vote in that term.
+    pub voted_for: Option<NodeId>,
+}
+
+impl Met {
+    /// Can a node that has said `before` say this, whenever it did?
+    pub fn remembers(&self, before: &Met) -> bool {
+        let knows = self.term > before.term
+            || self.term == before.term && (before.voted_for.is_none() || self.voted_for == before.voted_for);
+        match self.incarnation.cmp(&before.incarnation) {
+            Ordering::Less => false,
+            Ordering::Equal => self.tag == before.tag,
+            Ordering::Greater => knows || self.incarnation.made() > before.incarnation.made(),
+        }
+    }
+
+    /// This, and what was said earlier or later in the same life.
+    fn and(self, other: Met) -> Met {
+        match other.term.cmp(&self.term) {
+            Ordering::Greater => other,
+            Ordering::Equal => Met { voted_for: self.voted_for.or(other.voted_for), ..self },
+            Ordering::Less => self,
+        }
+    }
+
+    /// Both, of which the second [`remembers`](Met::remembers) the first.
+    pub fn then(self, later: Met) -> Met {
+        if later.incarnation == self.incarnation { self.and(later) } else { later }
+    }
 }
 
 /// The durable state of a node (`pg_biha/biha.state`).
@@ -131,6 +200,8 @@ pub struct HardState {
     pub rewind: RewindState,
     /// A promotion that was begun.
     pub promotion: Option<PromotionIntent>,
+    /// What the other members have said of their memory.
+    pub met: BTreeMap<NodeId, Met>,
 }
 
 impl HardState {
@@ -149,6 +220,7 @@ impl HardState {
             error: None,
             rewind: RewindState::None,
             promotion: None,
+            met: BTreeMap::new(),
         }
     }
 }

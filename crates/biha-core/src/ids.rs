@@ -21,7 +21,9 @@ pub struct NodeId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Term(pub u32);
 
-/// One life of a node's controller process: a durable start number, raised at each start.
+/// One life of a node's controller process: a durable start number, raised at each start. The upper 32 bits say when
+/// the memory that counts was made, in seconds since 1970: a node that is made anew under its own number comes after
+/// all lives of the former one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Incarnation(pub u64);
 
@@ -50,6 +52,18 @@ impl Term {
     }
 }
 
+impl Incarnation {
+    /// What a memory made at this time begins to count from.
+    pub fn first(seconds_since_1970: u64) -> Self {
+        Incarnation(seconds_since_1970 << 32)
+    }
+
+    /// When the memory was made, in seconds since 1970.
+    pub fn made(self) -> u64 {
+        self.0 >> 32
+    }
+}
+
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -64,7 +78,10 @@ impl fmt::Display for Term {
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.made() {
+            0 => self.0.fmt(f),
+            made => write!(f, "{made}.{}", self.0 as u32),
+        }
     }
 }
 

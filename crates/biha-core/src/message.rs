@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{Command, CommandResult, RequestId};
 use crate::config::{ClusterConfig, ConfigVersion};
 use crate::event::EventRecord;
+use crate::hardstate::Met;
 use crate::{ClusterId, Incarnation, Lsn, Millis, NodeId, Position, Term, Timeline};
 
 /// A message with what everything a node says carries.
@@ -19,10 +20,21 @@ pub struct Envelope {
     pub to: NodeId,
     /// The life of the sender that said it.
     pub incarnation: Incarnation,
+    /// Drawn at random for that life.
+    pub tag: u32,
     /// The sender's current term.
     pub term: Term,
+    /// The sender's vote in that term.
+    pub voted_for: Option<NodeId>,
     /// What is said.
     pub message: Message,
+}
+
+impl Envelope {
+    /// What it says of its sender's memory.
+    pub fn memory(&self) -> Met {
+        Met { incarnation: self.incarnation, tag: self.tag, term: self.term, voted_for: self.voted_for }
+    }
 }
 
 /// What is said.
@@ -62,6 +74,8 @@ pub enum Message {
     },
     /// Something worth remembering happened at the sender.
     Event(Box<EventRecord>),
+    /// You have said this before, and do not remember it: you are not the node that you were.
+    Refused(Met),
 }
 
 /// First word on a connection. A hello of another incarnation than the one that led *is* the proof that

@@ -60,6 +60,9 @@ pub struct ServerStatus {
     /// In production: as many standbys as `sync_standbys` says have flushed the WAL up to here; 0 if there are
     /// fewer.
     pub synced: Lsn,
+    /// In recovery: where the control file will say that the WAL ends once the server is stopped. What lies beyond was
+    /// not replayed, and pg_rewind does not see it (`minRecoveryPoint`; pg_rewind.c).
+    pub end_on_file: Lsn,
     /// End of WAL as far as known without stopping anything; good for showing and ranking only.
     pub hint: Option<Position>,
 }
@@ -100,6 +103,13 @@ pub enum Order {
         /// Let the followers receive everything, the shutdown checkpoint included (a hand-over). Otherwise all
         /// walsenders are ended first, so that none can hold the shutdown up.
         drain: bool,
+    },
+    /// Stop the server and start it again in place, as a standby, with a new copy of the leader's data.
+    Reclone {
+        /// The leader.
+        leader: NodeId,
+        /// Where the WAL of this node ends, which it is to keep as far as the leader has not got it.
+        end: Position,
     },
     /// End all walsenders: nobody shall receive from this fenced leader.
     EndWalsenders,

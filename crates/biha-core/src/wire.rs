@@ -94,6 +94,8 @@ pub struct Welcome {
     pub node: NodeId,
     /// The life of the node.
     pub incarnation: Incarnation,
+    /// Drawn at random for that life.
+    pub tag: u32,
 }
 
 /// The checked header of a frame.

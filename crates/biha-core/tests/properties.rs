@@ -189,7 +189,7 @@ const AT: Position = Position { timeline: 1, lsn: Lsn(0x100) };
 impl Candidate {
     fn new(config: &ClusterConfig) -> Candidate {
         let hard = HardState::new(ClusterId(1), 1, NodeId(1));
-        let options = Options { autorewind: true, trust_refused: false };
+        let options = Options { autorewind: true, autoreclone: false, trust_refused: false };
         let (node, outputs) = Node::new(0, 1, hard, config.clone(), options, None);
         let mut scene = Candidate { node, outputs };
         let status = ServerStatus { consistent: true, hint: Some(AT), ..ServerStatus::default() };
@@ -216,8 +216,8 @@ impl Candidate {
 
     fn hear(&mut self, from: NodeId, term: Term, message: Message) {
         let to = NodeId(1);
-        let envelope =
-            Envelope { cluster: ClusterId(1), from, to, incarnation: Incarnation(1), term, message };
+        let (cluster, incarnation, tag, voted_for) = (ClusterId(1), Incarnation(1), 0, None);
+        let envelope = Envelope { cluster, from, to, incarnation, tag, term, voted_for, message };
         self.step(0, Input::Message(envelope));
     }
 
@@ -326,7 +326,9 @@ impl Gate {
             from: id,
             to: NodeId(1),
             incarnation: Incarnation(1),
+            tag: 0,
             term: Term(2),
+            voted_for: None,
             message,
         };
         let sent = self.sent[&seq];

@@ -25,6 +25,8 @@ scenarios! {
     a_change_without_a_quorum_has_an_unknown_outcome
     a_clean_stop_elects_when_the_stream_has_ended
     a_cluster_killed_at_once_comes_back_with_everything
+    a_copy_is_made_when_the_operator_says_so
+    a_copy_that_was_put_back_is_refused
     a_crashed_leader_rejoins
     a_demotion_does_not_wait_for_a_checkpoint
     a_failed_promotion_lets_another_node_try
@@ -37,19 +39,25 @@ scenarios! {
     a_killed_controller_is_no_second_leader
     a_leader_that_dies_during_a_rewind_is_replaced
     a_leader_that_hears_a_higher_term_restarts_as_a_standby
+    a_leader_that_is_refused_leads_no_more
     a_leader_with_a_sick_disk_hands_over
     a_lost_connection_drops_the_voter_from_the_lease
     a_new_leader_republishes_the_configuration
     a_new_voter_counts_as_synchronous_when_its_admission_is_settled
     a_newer_incarnation_is_proof_of_death
+    a_node_made_anew_is_heard_by_who_slept
     a_node_removed_while_it_was_away_is_told_when_it_is_back
     a_node_stays_joining_where_two_leaders_would_be_possible
+    a_node_that_is_refused_stops
+    a_node_that_was_copied_anew_follows
+    a_node_whose_wal_is_gone_copies_the_leader
     a_number_taken_by_hand_is_never_taken_for_the_elected_one
     a_one_way_link_does_not_split_the_cluster
     a_pending_vote_is_looked_at_again_when_the_receiver_has_stopped
     a_pre_vote_raises_no_term
     a_promotion_by_hand_opens_no_gate
     a_promotion_that_opened_another_timeline_does_not_count
+    a_reclone_that_failed_waits_for_the_next_term
     a_referee_elects_with_the_survivor
     a_referee_keeps_a_cut_off_follower_from_taking_over
     a_referee_with_wal_keeps_what_it_received
@@ -57,7 +65,10 @@ scenarios! {
     a_refused_connection_proves_nothing_by_default
     a_removed_node_comes_back_as_a_new_one
     a_removed_node_is_told_and_stops
+    a_rewind_that_could_not_begin_leaves_a_voter
+    a_rewind_that_failed_becomes_a_copy
     a_rewind_that_failed_is_an_error_until_it_is_reset
+    a_rewind_waits_until_the_fork_is_replayed
     a_rewind_waits_until_the_leader_is_ready
     a_server_in_production_neither_votes_nor_stands
     a_sick_leader_without_a_successor_goes_on
@@ -89,6 +100,7 @@ scenarios! {
     an_older_configuration_is_refused_and_mended
     an_older_incarnation_is_not_heard
     an_unelectable_node_votes_but_does_not_stand
+    an_unfinished_reclone_neither_votes_nor_stands
     an_unfinished_rewind_neither_votes_nor_stands
     an_unknown_position_neither_votes_nor_stands
     autorewind_off_is_an_error_and_not_a_rewind
@@ -99,6 +111,7 @@ scenarios! {
     half_of_an_even_cluster_elects_nobody
     nquorum_one_of_two_takes_over_alone
     one_change_at_a_time
+    one_of_two_copies_is_refused
     parted_again_after_a_rewind_is_an_error
     proof_of_death_is_void_when_the_leader_is_heard_again
     removing_a_voter_that_may_hold_a_commit_alone_is_refused

@@ -32,7 +32,7 @@ fn every_kind_has_its_golden_frame() {
 
 #[test]
 fn welcome_has_its_golden_frame() {
-    let welcome = Welcome { node: NodeId(3), incarnation: Incarnation(77) };
+    let welcome = Welcome { node: NodeId(3), incarnation: Incarnation(77), tag: 5 };
     let bytes = wire::encode_welcome(ClusterId(0x1122_3344_5566_7788), &welcome).unwrap();
     support::golden("wire-v1-welcome", &bytes);
     assert_eq!(wire::decode_welcome(&bytes), Ok(Some((welcome, bytes.len()))));

@@ -43,7 +43,7 @@ fn whoever_breaks_the_rules_is_told_apart() {
         (oversized, "1000000 bytes"),
         (damaged, "checksum"),
         (impostor, "not node 3"),
-        (other_life, "incarnation 8 of node 2 where 7"),
+        (other_life, "incarnation 8/1 of node 2 where 7/1"),
         (frame(2, 3, 1, hello()), "looking for node 3"),
         (frame(1, 1, 1, hello()), "not node 1"),
         (frame(2, 1, 1, text(1)), "unexpected"),
@@ -171,7 +171,7 @@ fn a_newer_incarnation_ends_the_older_one_first_and_an_older_one_is_refused() {
     let mut older = raw(&mut cluster);
     older.write_all(&frame(2, 1, 5, hello())).unwrap();
     cluster.wait("refused", |_| ended(&older));
-    assert!(cluster.node(1).rejections()[0].contains("incarnation 5 of node 2 where 6 is known"));
+    assert!(cluster.node(1).rejections()[0].contains("incarnation 5/1 of node 2 where 6/1 is known"));
     assert!(!ended(&new));
 }
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
 
@@ -106,6 +107,23 @@ fn the_end_of_a_peer_is_noticed_and_its_return_too() {
     for id in 1..=2 {
         assert_eq!(cluster.node(id).ends(3).len(), 2, "told once");
     }
+}
+
+/// Two servers with one identity, as after a host was cloned: the second one is told, and the first one stays.
+#[test]
+fn a_second_copy_of_a_node_is_told_that_it_is_one() {
+    let authority = Authority::new();
+    let mut cluster = Cluster::connected(2, Some(&authority));
+    let port = cluster.node(1).net.local_port();
+    let copy = RefCell::new(Peer::new(NetworkConfig { tag: 9, ..config(2, Some(authority.tls(2))) }));
+    copy.borrow_mut().net.set_peers(&[(NodeId(1), "127.0.0.1".to_owned(), port)]);
+    let known = Met { incarnation: Incarnation(1), tag: 1, ..Met::default() };
+    let told = |e: &NetEvent| matches!(e, NetEvent::Message(m) if m.message == Message::Refused(known));
+    cluster.wait("told", |_| {
+        copy.borrow_mut().turn();
+        copy.borrow().events.iter().any(told)
+    });
+    assert!(cluster.nodes[&1].active(2) && cluster.nodes[&1].ends(2).is_empty());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -156,6 +156,10 @@ pub fn run(command: &mut Command, show: Show) -> Result<String> {
     let mut text = String::new();
     out.seek(SeekFrom::Start(0))?;
     out.read_to_string(&mut text)?;
+    if status.signal().is_some() && !told {
+        // What it was killed by spared its children: pg_basebackup's would write, and hold its slot, for ever.
+        told = !matches!(kill_process_group(pid, Signal::TERM), Err(Errno::SRCH));
+    }
     if told {
         await_group(pid)?;
     }
@@ -201,5 +205,17 @@ mod tests {
         let text = format!("{:#}", error.expect_err("fails"));
         assert!(text.contains("why") && text.contains('3'), "{text}");
         assert_eq!(run(Command::new("echo").arg("x"), Show::Failure).expect("runs"), "x\n");
+    }
+
+    #[test]
+    fn children_of_a_killed_program_do_not_outlive_it() {
+        let error = run(Command::new("sh").args(["-c", "sleep 600 & echo $!; kill -9 $$"]), Show::Failure);
+        let text = format!("{:#}", error.expect_err("fails"));
+        let child = text.lines().find_map(|line| line.parse().ok()).expect("a process number");
+        let child = Pid::from_raw(child).expect("a process");
+        let ended = rustix::process::test_kill_process(child) == Err(Errno::SRCH);
+        // Nobody may have reaped it yet.
+        let state = fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero())).unwrap_or_default();
+        assert!(ended || state.contains(") Z "), "{state}");
     }
 }

@@ -67,9 +67,16 @@ pub(super) struct Waiting {
 
 impl Node {
     pub(super) fn on_command(&mut self, request: RequestId, command: Command) {
-        if command == Command::ResetNodeError {
-            self.reset_error();
-            self.reply(request, Ok(()));
+        let done_here = match command {
+            Command::ResetNodeError => {
+                self.reset_error();
+                Some(Ok(()))
+            }
+            Command::Reclone => Some(self.reclone_by_hand()),
+            _ => None,
+        };
+        if let Some(result) = done_here {
+            self.reply(request, result);
             return;
         }
         if matches!(self.role, Role::Leader(_)) {
@@ -177,7 +184,7 @@ impl Node {
                 self.set_leader(origin, target);
                 return;
             }
-            Command::ResetNodeError => {
+            Command::ResetNodeError | Command::Reclone => {
                 self.finish(origin, Ok(()));
                 return;
             }
@@ -314,7 +321,7 @@ impl Node {
     fn start_change(&mut self, origin: Option<Origin>, mut config: ClusterConfig) {
         config.version = ConfigVersion { term: self.hard.term, seq: self.config.version.seq + 1 };
         let old = std::mem::replace(&mut self.config, config.clone());
-        self.peers.retain(|id, _| config.members.contains_key(id));
+        self.forget_strangers();
         let removed: Vec<NodeId> =
             old.members.keys().copied().filter(|id| !config.members.contains_key(id)).collect();
         self.outputs.push(Output::PersistConfig(Box::new(config.clone())));

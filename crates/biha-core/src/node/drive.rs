@@ -1,7 +1,7 @@
 //! Orders to the server: what it should be doing, against what it was last told.
 
 use crate::event::EventKind;
-use crate::hardstate::{NodeErrorKind, PromotionIntent, TimelineEntry};
+use crate::hardstate::{NodeErrorKind, PromotionIntent, RewindState, TimelineEntry};
 use crate::step::{Order, OrderId, OrderResult, Output};
 use crate::{Lsn, Position, Term, Timeline};
 
@@ -101,7 +101,7 @@ impl Node {
                     failed: false,
                 };
             }
-            Order::Restart { .. } => self.restarting = true,
+            Order::Restart { .. } | Order::Reclone { .. } => self.restarting = true,
             Order::Promote { timeline, first_placeholder } => {
                 self.hard.promotion =
                     Some(PromotionIntent { timeline: *timeline, first_placeholder: *first_placeholder });
@@ -148,6 +148,17 @@ impl Node {
             if matches!(self.role, Role::Leader(_)) {
                 self.cancel_handover(text);
             }
+            // Nothing was rewound: this node is as whole as before, and may be needed for a quorum.
+            if self.hard.rewind == RewindState::Requested {
+                self.hard.rewind = RewindState::None;
+                self.persist();
+            }
+        }
+        if matches!(order, Order::Reclone { .. }) {
+            self.restarting = false;
+            let said = self.reclone_failed(text);
+            self.note(EventKind::NodeError, &said, Vec::new());
+            self.persist();
         }
         if matches!(order, Order::Follow { .. })
             && let Wal::Receiving { failed, .. } = &mut self.wal

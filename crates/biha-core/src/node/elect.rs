@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::Mode;
+use crate::config::{Member, Mode};
 use crate::event::{EventKind, Step};
 use crate::message::{Message, Refusal, VoteReply, VoteRequest};
 use crate::{Millis, NodeId, Position, Term};
@@ -41,6 +41,9 @@ pub(super) struct Candidate {
     answered: BTreeSet<NodeId>,
     /// Another candidate, whose turn comes first, said so in this round.
     outranked: bool,
+    /// A voter that will not stand itself holds more than this node believes to have while it receives: time to read
+    /// what it has.
+    behind: bool,
     /// How often it has asked for pre-votes.
     rounds: u32,
     /// The term asked for.
@@ -66,9 +69,9 @@ impl Candidate {
     }
 
     /// Must the own receiver be stopped now? At once where the leader is known to be gone, else only after a
-    /// quorum agreed that it is.
+    /// quorum agreed that it is, or where a position keeps it from that: what a receiver says of it is not exact.
     pub(super) fn wants_stop(&self) -> bool {
-        self.phase != Phase::PreVote || matches!(self.cause, Cause::Death | Cause::Handover(_))
+        self.phase != Phase::PreVote || self.behind || matches!(self.cause, Cause::Death | Cause::Handover(_))
     }
 }
 
@@ -225,6 +228,7 @@ impl Node {
             granted: BTreeSet::new(),
             answered: BTreeSet::new(),
             outranked: false,
+            behind: false,
             rounds: 0,
             term: Term(0),
             retry: 0,
@@ -277,12 +281,15 @@ impl Node {
             self.adopt_term_as_candidate(term);
         }
         let ahead = self.ahead(from, reply);
-        let has_wal = self.config.members.get(&from).is_some_and(|m| m.mode != Mode::Referee);
+        let voter = self.config.members.get(&from);
+        let has_wal = voter.is_some_and(|m| m.mode != Mode::Referee);
+        let stands = voter.is_some_and(Member::is_electable);
         let Role::Candidate(candidate) = &mut self.role else { return };
         if candidate.phase != Phase::PreVote || reply.term != candidate.term {
             return;
         }
         candidate.outranked |= ahead;
+        candidate.behind |= reply.refusal == Some(Refusal::PositionBehind) && !stands;
         // Whoever does not know its position yet may still turn out to hold the most.
         if reply.position.is_some() || !has_wal {
             candidate.answered.insert(from);

@@ -148,7 +148,7 @@ impl Node {
     pub(super) fn adopt_config(&mut self, config: ClusterConfig) {
         self.outputs.push(Output::PersistConfig(Box::new(config.clone())));
         self.config = config;
-        self.peers.retain(|id, _| self.config.members.contains_key(id));
+        self.forget_strangers();
         if self.me().is_none() {
             self.fail(NodeErrorKind::Removed, "this node was removed from the cluster".to_owned());
         }
@@ -211,8 +211,11 @@ impl Node {
             return stop.then_some(Order::StopReceiving);
         }
         let Wal::Stopped { position } = self.wal else { return None };
-        if heard.dead.is_some() || heard.beat.history.is_empty() || chosen || self.hard.error.is_some() {
+        if heard.dead.is_some() || heard.beat.history.is_empty() || chosen {
             return None;
+        }
+        if self.hard.error.is_some() {
+            return self.reclone_order(leader, position);
         }
         if !self.record_timeline(position) {
             self.fail(
@@ -236,7 +239,8 @@ impl Node {
             }
             return Some(Order::Follow { leader });
         };
-        if self.hard.rewind == RewindState::Done(self.hard.term) {
+        let done = [RewindState::Done(self.hard.term), RewindState::Recloned(self.hard.term)];
+        if done.contains(&self.hard.rewind) {
             let text = format!("the WAL still leaves node {leader}'s at {fork} after a rewind");
             self.fail(NodeErrorKind::RewindFailed, text);
             return None;
@@ -246,10 +250,8 @@ impl Node {
             self.fail(NodeErrorKind::Diverged, text);
             return None;
         }
-        // pg_rewind takes the end of this node's WAL from its control file, where it stands once replay has come
-        // that far; after a rewind it is there from the start.
-        let end_on_file = self.server.consistent || matches!(self.hard.rewind, RewindState::Done(_));
-        if !heard.beat.rewind_ready || !end_on_file {
+        // Where replay has not come as far as the fork, pg_rewind would find nothing to do.
+        if !heard.beat.rewind_ready || self.server.end_on_file <= fork {
             return None;
         }
         self.hard.rewind = RewindState::Requested;

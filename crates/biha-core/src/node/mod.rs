@@ -22,6 +22,7 @@ mod handover;
 mod lead;
 mod limits;
 mod peers;
+mod repair;
 mod sync;
 mod view;
 mod vote;
@@ -31,8 +32,8 @@ use std::collections::BTreeMap;
 use crate::command::{CommandError, CommandResult, RequestId};
 use crate::config::{ClusterConfig, Mode};
 use crate::event::{Event, EventKind, Step};
-use crate::hardstate::{HardState, NodeError, NodeErrorKind, RewindState};
-use crate::message::{Envelope, Goodbye, Heartbeat, Message};
+use crate::hardstate::{HardState, NodeError, NodeErrorKind};
+use crate::message::{Goodbye, Heartbeat, Message};
 use crate::step::{Input, Order, OrderId, Output, ServerStatus};
 use crate::{Incarnation, Millis, NodeId, Position, Term, Timeline};
 
@@ -46,6 +47,8 @@ pub use view::{MemberView, View};
 pub struct Options {
     /// `biha.autorewind`.
     pub autorewind: bool,
+    /// `biha.autoreclone`.
+    pub autoreclone: bool,
     /// `biha.trust_refused`.
     pub trust_refused: bool,
 }
@@ -82,6 +85,10 @@ pub struct Node {
     stopping: bool,
     waiting: Vec<change::Waiting>,
     rng: u64,
+    /// This life's [`Met::tag`](crate::Met).
+    tag: u32,
+    /// When what others have said of their memory is to be written at the latest.
+    write_by: Millis,
     outputs: Vec<Output>,
 }
 
@@ -149,8 +156,8 @@ struct Outstanding {
 
 impl Node {
     /// A node at the start of its controller. `hard` is what the state file holds; `rewound` what came of a
-    /// rewind that the restart was for. The first outputs make the new incarnation durable. With the seed 0 there
-    /// is no jitter.
+    /// rewind or re-clone that the restart was for. The first outputs make the new incarnation durable. `seed` is random;
+    /// where its lower half is 0 there is no jitter.
     pub fn new(
         now: Millis,
         seed: u64,
@@ -185,20 +192,22 @@ impl Node {
             restarting: false,
             stopping: false,
             waiting: Vec::new(),
-            rng: if seed == 0 { 0 } else { seed | 1 },
+            rng: if seed as u32 == 0 { 0 } else { seed | 1 },
+            tag: (seed >> 32) as u32,
+            write_by: Millis::MAX,
             outputs: Vec::new(),
         };
         node.hard.incarnation.0 += 1;
         // The agent may have orders of the former life, and outlive this one.
         node.next_order = (node.hard.incarnation.0 << 32) + 1;
         node.hard.promotion = None;
+        node.forget_strangers();
         node.gate(0);
-        let failed = rewound.as_ref().and_then(|result| result.as_ref().err()).cloned();
-        node.take_rewind_result(rewound);
+        let failed = node.take_rewind_result(rewound);
         node.persist();
         node.note(EventKind::Started, "the controller started", Vec::new());
         if let Some(text) = failed {
-            node.note(EventKind::NodeError, &format!("the rewind failed: {text}"), Vec::new());
+            node.note(EventKind::NodeError, &text, Vec::new());
         }
         node.stand_if_leaderless();
         let outputs = std::mem::take(&mut node.outputs);
@@ -264,6 +273,9 @@ impl Node {
             Role::Candidate(_) => self.candidate_on_time(),
             Role::Leader(_) => self.leader_on_time(),
         }
+        if self.now >= self.write_by {
+            self.persist();
+        }
         self.requests_on_time();
     }
 
@@ -276,7 +288,7 @@ impl Node {
         };
         let requests = self.waiting.iter().map(|w| w.deadline).min().unwrap_or(Millis::MAX);
         let order = if self.no_order_before > self.now { self.no_order_before } else { Millis::MAX };
-        role.min(requests).min(order).min(self.sync_deadline()).max(self.now + 1)
+        role.min(requests).min(order).min(self.write_by).min(self.sync_deadline()).max(self.now + 1)
     }
 
     fn on_server(&mut self, status: ServerStatus) {
@@ -402,6 +414,7 @@ impl Node {
     }
 
     fn persist(&mut self) {
+        self.write_by = Millis::MAX;
         self.outputs.push(Output::Persist(Box::new(self.hard.clone())));
     }
 
@@ -426,36 +439,8 @@ impl Node {
     }
 
     fn send(&mut self, to: NodeId, message: Message) {
-        self.outputs.push(Output::Send(Box::new(Envelope {
-            cluster: self.hard.cluster,
-            from: self.hard.node,
-            to,
-            incarnation: self.hard.incarnation,
-            term: self.hard.term,
-            message,
-        })));
-    }
-
-    fn take_rewind_result(&mut self, rewound: Option<Result<(), String>>) {
-        match (self.hard.rewind, rewound) {
-            (_, Some(Ok(()))) => {
-                self.hard.rewind = RewindState::Done(self.hard.term);
-                self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
-                self.hard.lower_bound = None;
-                self.hard.error = None;
-                // What this node itself had opened is no part of its WAL any more.
-                let me = self.hard.node;
-                self.hard.timelines.retain(|_, entry| entry.leader != me);
-            }
-            (_, Some(Err(text))) => {
-                self.hard.rewind = RewindState::None;
-                self.hard.error =
-                    Some(NodeError { kind: NodeErrorKind::RewindFailed, text, position: None, leader: None });
-            }
-            // The restart came without the rewind (an operator's stop won): the position will ask again.
-            (RewindState::Requested, None) => self.hard.rewind = RewindState::None,
-            (RewindState::None | RewindState::Done(_), None) => {}
-        }
+        let envelope = self.envelope(to, message);
+        self.outputs.push(Output::Send(Box::new(envelope)));
     }
 
     fn timeout(&self) -> Millis {

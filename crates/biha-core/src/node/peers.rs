@@ -1,6 +1,8 @@
 //! The other nodes: their words, lives and deaths.
 
 use crate::config::ConfigVersion;
+use crate::event::EventKind;
+use crate::hardstate::{HardState, Met, NodeErrorKind};
 use crate::message::{Envelope, Goodbye, Hello, Message, NodeState};
 use crate::step::{Disconnect, Output};
 use crate::{Incarnation, Millis, NodeId, Position, Term};
@@ -10,7 +12,6 @@ use super::{Node, Role};
 /// What is known of another node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Peer {
-    pub incarnation: Incarnation,
     pub heard: Option<Millis>,
     pub state: NodeState,
     pub position: Option<Position>,
@@ -21,7 +22,6 @@ pub(super) struct Peer {
 impl Default for Peer {
     fn default() -> Self {
         Peer {
-            incarnation: Incarnation(0),
             heard: None,
             state: NodeState::Unknown,
             position: None,
@@ -34,24 +34,34 @@ impl Default for Peer {
 impl Node {
     /// Words for every new connection to a peer.
     pub fn hello(&self, to: NodeId) -> Envelope {
-        Envelope {
-            cluster: self.hard.cluster,
-            from: self.hard.node,
-            to,
-            incarnation: self.hard.incarnation,
-            term: self.hard.term,
-            message: Message::Hello(Hello { config: self.config.version, state: self.state() }),
-        }
+        self.envelope(to, Message::Hello(Hello { config: self.config.version, state: self.state() }))
+    }
+
+    /// A message with what everything this node says carries.
+    pub fn envelope(&self, to: NodeId, message: Message) -> Envelope {
+        let Met { incarnation, tag, term, voted_for } = self.memory();
+        let HardState { cluster, node: from, .. } = self.hard;
+        Envelope { cluster, from, to, incarnation, tag, term, voted_for, message }
+    }
+
+    /// What this node says of its own memory.
+    pub fn memory(&self) -> Met {
+        let HardState { incarnation, term, voted_for, .. } = self.hard;
+        Met { incarnation, tag: self.tag, term, voted_for }
     }
 
     pub(super) fn on_message(&mut self, envelope: Envelope) {
-        let Envelope { cluster, from, to, incarnation, term, message } = envelope;
+        let memory = envelope.memory();
+        let Envelope { cluster, from, to, incarnation, term, message, .. } = envelope;
         if cluster != self.hard.cluster || to != self.hard.node || from == self.hard.node {
             return;
         }
         // A removed node that is added anew begins with a new memory: only members' lives are remembered.
         let member = self.config.members.contains_key(&from);
-        if member && !self.met(from, incarnation) {
+        if let Message::Refused(known) = message {
+            return self.on_refused(from, known);
+        }
+        if member && !self.met(from, memory) {
             return;
         }
         match message {
@@ -69,6 +79,7 @@ impl Node {
             Message::Forward { request, command } => self.on_forward(from, request, command),
             Message::ForwardReply { request, result } => self.on_forward_reply(request, result),
             Message::Event(record) => self.outputs.push(Output::Remember(record)),
+            Message::Refused(_) => {}
         }
     }
 
@@ -85,20 +96,53 @@ impl Node {
         }
     }
 
-    /// Notes the sender's incarnation; false for one that is already known to be dead.
-    fn met(&mut self, from: NodeId, incarnation: Incarnation) -> bool {
-        let now = self.now;
-        let peer = self.peers.entry(from).or_default();
-        if incarnation < peer.incarnation {
+    /// Notes what the sender says of its memory; false for a life that is over, or that has forgotten something.
+    fn met(&mut self, from: NodeId, memory: Met) -> bool {
+        let known = self.hard.met.get(&from).copied().unwrap_or_default();
+        if !memory.remembers(&known) {
+            self.send(from, Message::Refused(known));
             return false;
         }
+        let now = self.now;
+        let peer = self.peers.entry(from).or_default();
         peer.heard = Some(now);
         peer.closed = false;
-        if incarnation > peer.incarnation {
-            peer.incarnation = incarnation;
-            self.former_life_ended(from, incarnation);
+        let newest = known.then(memory);
+        if newest == known {
+            return true;
+        }
+        self.hard.met.insert(from, newest);
+        if memory.incarnation > known.incarnation {
+            self.persist();
+            self.former_life_ended(from, memory.incarnation);
+        } else {
+            // No election waits for that: it is written along with the next vote, or soon.
+            self.write_by = self.write_by.min(now + self.timeout());
         }
         true
+    }
+
+    /// Another member remembers more of this node than it does itself: this is not the memory it should be.
+    fn on_refused(&mut self, from: NodeId, known: Met) {
+        if !self.config.members.contains_key(&from) || self.memory().remembers(&known) {
+            return;
+        }
+        let text = format!(
+            "node {from} knows of a later life of this node, or of a vote that it does not remember: its data \
+             directory was put back to an older copy, or runs twice"
+        );
+        if matches!(self.role, Role::Leader(_)) {
+            self.gate(0);
+            self.note(EventKind::Demoted, &text, Vec::new());
+        }
+        self.become_follower();
+        self.fail(NodeErrorKind::Forgetful, text);
+    }
+
+    /// Only members' memories are of interest.
+    pub(super) fn forget_strangers(&mut self) {
+        self.peers.retain(|id, _| self.config.members.contains_key(id));
+        self.hard.met.retain(|id, _| self.config.members.contains_key(id));
     }
 
     /// A newer incarnation is authenticated proof that the older one is dead and its gate shut.
@@ -128,7 +172,7 @@ impl Node {
 
     fn on_goodbye(&mut self, from: NodeId, goodbye: Goodbye) {
         let clean = goodbye == Goodbye::CleanStop;
-        let incarnation = self.peers.get(&from).map(|p| p.incarnation);
+        let incarnation = self.hard.met.get(&from).map(|m| m.incarnation);
         if self.sticky.is_some_and(|s| s.leader == from && Some(s.incarnation) == incarnation) {
             self.sticky = None;
         }

@@ -90,7 +90,8 @@ impl Node {
         };
         // A rewound node is whole again only once recovery has become consistent.
         let whole = self.server.consistent || !self.has_wal();
-        known && whole && self.hard.rewind != RewindState::Requested && self.hard.error.is_none()
+        let unfinished = matches!(self.hard.rewind, RewindState::Requested | RewindState::Recloning);
+        known && whole && !unfinished && self.hard.error.is_none()
     }
 
     pub(super) fn on_pre_vote(&mut self, from: NodeId, request: &VoteRequest) {

@@ -110,7 +110,7 @@ impl Run {
             rng,
         };
         for id in config.members.keys().copied() {
-            let options = Options { autorewind: true, trust_refused: false };
+            let options = Options { autorewind: true, autoreclone: false, trust_refused: false };
             run.cluster.add_host(id, config.clone(), options);
             run.set_clock(id);
         }

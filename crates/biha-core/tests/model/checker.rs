@@ -184,10 +184,7 @@ impl Scenario {
         if may.promote {
             actions.extend(up().filter(|h| h.server.mode == Mode::Standby).map(|h| Action::Promote(h.id)));
         }
-        if may.put_back {
-            // Only where the copy's next start number has been used since.
-            actions.extend(up().filter(|h| h.life > 2).map(|h| Action::PutBack(h.id)));
-        }
+        actions.extend(up().filter(|h| may.put_back == Some(h.id)).map(|h| Action::PutBack(h.id)));
     }
 }
 

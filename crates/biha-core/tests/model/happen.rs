@@ -210,7 +210,7 @@ impl<'a> Turn<'a> {
         host.met.clear();
         host.told = ServerStatus::default();
         let (config, word) = (host.disk.config.clone(), host.gate);
-        let (node, outputs) = Node::new(local, 0, hard, config, options, rewound);
+        let (node, outputs) = Node::new(local, u64::from(host.life) << 32, hard, config, options, rewound);
         host.node = Some(node);
         let life = host.life;
         self.state.late.retain(|item| match item {
@@ -254,13 +254,13 @@ impl<'a> Turn<'a> {
         self.poke(id);
     }
 
-    /// The host goes down and comes back with the state files it had at the beginning.
+    /// The host goes down and comes back with the state files and the WAL it had at the beginning.
     pub fn put_back(&mut self, id: NodeId) {
         self.end(id);
         self.server_gone(id);
         let host = self.state.host_mut(id);
         if let Some(copy) = &host.copy {
-            host.disk = (**copy).clone();
+            (host.disk, host.server.log) = (**copy).clone();
         }
         self.start(id, None);
     }

@@ -61,6 +61,7 @@ impl Server {
         ServerStatus {
             production: self.mode == Mode::Production,
             consistent: up,
+            end_on_file: self.log.end().lsn,
             streaming: self.streaming,
             checkpointed: self.mode == Mode::Production,
             hint: up.then(|| self.log.end()),
@@ -88,8 +89,8 @@ pub struct Host {
     pub told: ServerStatus,
     /// The newest life heard of each peer, as the transport knows it.
     pub met: BTreeMap<NodeId, Incarnation>,
-    /// The state files as they were at the beginning.
-    pub copy: Option<Box<Disk>>,
+    /// State files and WAL as they were at the beginning.
+    pub copy: Option<Box<(Disk, Log)>>,
     /// What a mutation remembers: the gate's word, or the hand-over, of before.
     pub word_before: Millis,
     pub handover_before: Option<Handover>,

@@ -14,6 +14,10 @@ pub enum Mutation {
     MemoryLost,
     /// Frames of an older life than one already seen are heard.
     OldLivesHeard,
+    /// Frames of another life of the same number are heard.
+    SecondCopiesHeard,
+    /// Who was met is forgotten at a start.
+    MetForgotten,
     /// A heartbeat makes no promise to whoever hears it.
     StickinessOff,
     /// A controller that starts knows nothing of its former promises.
@@ -61,9 +65,10 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// It puts back something from before, so it must be there before.
+    /// It changes something from before the model begins, so it must be there before.
     pub fn remembers(self) -> bool {
-        matches!(self, Mutation::CancelledHandoverReopens | Mutation::CancelledExemptionKept)
+        use Mutation::*;
+        matches!(self, CancelledHandoverReopens | CancelledExemptionKept | MetForgotten)
     }
 }
 
@@ -92,9 +97,14 @@ impl Turn<'_> {
                     _ => {}
                 }
             }
-            (_, Mutation::OldLivesHeard) => {
-                let newest = Incarnation(u64::from(self.state.host(envelope.from).life));
-                envelope.incarnation = envelope.incarnation.max(newest);
+            (_, Mutation::OldLivesHeard | Mutation::SecondCopiesHeard) => {
+                let met = &self.state.host(to).disk.hard.met;
+                let known = met.get(&envelope.from).copied().unwrap_or_default();
+                let second = envelope.incarnation == known.incarnation;
+                let older = envelope.incarnation < known.incarnation;
+                if if mutation == Mutation::OldLivesHeard { older } else { second } {
+                    (envelope.incarnation, envelope.tag) = (known.incarnation, known.tag);
+                }
             }
             _ => {}
         }
@@ -117,9 +127,10 @@ impl Turn<'_> {
     /// `to` hears `message` as if `from` had said it.
     fn hear(&mut self, from: NodeId, to: NodeId, message: Message) {
         let hard = &self.state.host(from).disk.hard;
-        let (cluster, incarnation, term) = (hard.cluster, hard.incarnation, hard.term);
-        let term = term.max(self.state.host(to).term());
-        self.step(to, Input::Message(Envelope { cluster, from, to, incarnation, term, message }));
+        let (cluster, incarnation, voted_for) = (hard.cluster, hard.incarnation, hard.voted_for);
+        let (term, tag) = (hard.term.max(self.state.host(to).term()), self.state.host(from).life);
+        let said = Envelope { cluster, from, to, incarnation, tag, term, voted_for, message };
+        self.step(to, Input::Message(said));
     }
 
     /// A leader has just been elected: everybody seems to have its configuration.
@@ -177,6 +188,7 @@ impl Turn<'_> {
                 let incarnation = hard.incarnation;
                 hard = HardState { incarnation, ..HardState::new(hard.cluster, hard.system_identifier, id) };
             }
+            Some(Mutation::MetForgotten) => hard.met.clear(),
             Some(Mutation::UnelectedWalForgotten) => hard.timelines.retain(|_, entry| entry.term != Term(0)),
             _ => {}
         }

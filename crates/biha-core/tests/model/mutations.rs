@@ -3,7 +3,8 @@
 
 use super::mutation::Mutation;
 use super::properties::{
-    s2_one_gate as s2, s3_no_loss as s3, s4_timelines as s4, s5_memory as s5, s6_configuration as s6,
+    s1_one_leader as s1, s2_one_gate as s2, s3_no_loss as s3, s4_timelines as s4, s5_memory as s5,
+    s6_configuration as s6,
 };
 use super::safety::bites;
 use super::scenario::Scenario;
@@ -25,6 +26,10 @@ mutations! {
     a_node_without_memory_does_not_come_back: MemoryLost in failover, 1 breaks s5;
     /// A start number lower than one already seen is refused.
     older_lives_are_not_heard: OldLivesHeard in put_back, 2 breaks s3;
+    /// Or equal to but different from one already seen.
+    second_copies_are_not_heard: SecondCopiesHeard in put_back_by_one, 2 breaks s3;
+    /// By whoever has seen it, in whichever life.
+    lives_that_were_met_are_remembered: MetForgotten in put_back, 2 breaks s1;
 
     /// Whoever receives a heartbeat refuses to vote or stand for as long as it promises.
     heartbeats_bind: StickinessOff in outages, 1 breaks s2;

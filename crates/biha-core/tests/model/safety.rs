@@ -29,6 +29,7 @@ scenarios! {
     missed_change
     outages
     put_back
+    put_back_by_one
     referee
     refused
     respawn

@@ -32,7 +32,8 @@ pub struct Faults {
     pub split: bool,
     pub respawn: bool,
     pub promote: bool,
-    pub put_back: bool,
+    /// To be put back to a copy of which everybody has met a later life.
+    pub put_back: Option<NodeId>,
 }
 
 impl Faults {
@@ -51,7 +52,7 @@ impl Faults {
         split: false,
         respawn: false,
         promote: false,
-        put_back: false,
+        put_back: None,
     };
     /// Whole nodes and links fail, no single frame.
     pub const COARSE: Faults =
@@ -98,7 +99,7 @@ impl Scenario {
         Scenario {
             name,
             config: ClusterConfig { members, settings, ..ClusterConfig::default() },
-            options: Options { autorewind: true, trust_refused: false },
+            options: Options { autorewind: true, autoreclone: false, trust_refused: false },
             rates: std::iter::once(SLOW).chain(std::iter::repeat(FAST)).take(count as usize).collect(),
             faults: Faults::USUAL,
             left: Left::default(),
@@ -145,7 +146,7 @@ impl Scenario {
         }
         for id in turn.state.ids() {
             let host = turn.state.host_mut(id);
-            host.copy = Some(Box::new(host.disk.clone()));
+            host.copy = Some(Box::new((host.disk.clone(), host.server.log.clone())));
         }
         (self.before)(&mut turn);
         turn.state.left = Left { commands: turn.state.left.commands, ..self.left };

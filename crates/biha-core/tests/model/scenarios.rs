@@ -178,25 +178,39 @@ pub fn unanswered_hand_over() -> Scenario {
 }
 
 /// A node has elected the second leader. It may come back with a copy of its state files that is so old that its
-/// start number was seen before, by the first leader too, which still lives but reaches nobody. (Not shown, as it
-/// does not hold: the same where whoever has seen that number was itself started anew.)
+/// start number was seen before, by the first leader too, which has been started anew but reaches nobody.
 pub fn put_back() -> Scenario {
+    Scenario { before: |turn| third_elects_second(turn, 2), name: "put back", ..put_back_by_one() }
+}
+
+/// The copy is younger: its start number will be that of the life that elected.
+pub fn put_back_by_one() -> Scenario {
     Scenario {
-        before: |turn| {
-            for _ in 0..2 {
-                turn.kill(NodeId(3));
-                turn.state.late.clear();
-                turn.start(NodeId(3), None);
-                turn.run_until(|turn| turn.steady());
-            }
-            turn.isolate(NodeId(1));
-            turn.run_until(|turn| turn.state.host(NodeId(2)).leads());
-        },
+        before: |turn| third_elects_second(turn, 1),
         left: left(4, 2, 1),
-        faults: Faults { split: true, put_back: true, ..Faults::NONE },
+        faults: Faults { split: true, put_back: Some(NodeId(3)), ..Faults::NONE },
         reaches: &[SECOND_TERM],
-        ..Scenario::new("put back", 3)
+        ..Scenario::new("put back by one", 3)
     }
+}
+
+/// Node 3 has been started so many times more, as all know, and then votes for node 2; node 1 starts anew, alone.
+fn third_elects_second(turn: &mut Turn, starts: u32) {
+    let restart = |turn: &mut Turn, id| {
+        turn.kill(id);
+        turn.state.late.clear();
+        turn.start(id, None);
+    };
+    for _ in 0..starts {
+        restart(turn, NodeId(3));
+        turn.run_until(|turn| turn.steady());
+    }
+    turn.isolate(NodeId(1));
+    turn.run_until(|turn| turn.state.host(NodeId(2)).leads());
+    restart(turn, NodeId(1));
+    // It does not wait for others' positions any more.
+    let patient_until = turn.state.now + 12;
+    turn.run_until(|turn| turn.state.open_gates(turn.model) == 1 && turn.state.now > patient_until);
 }
 
 /// Two nodes and a referee.

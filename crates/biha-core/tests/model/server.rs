@@ -41,6 +41,10 @@ impl Turn<'_> {
             self.restart(id, rewind, drain);
             return;
         }
+        if let Order::Reclone { leader, .. } = order {
+            self.restart(id, Some(leader), false);
+            return;
+        }
         let result = match order {
             Order::StopReceiving => self.stop_receiving(id, false),
             Order::AwaitEnd { .. } => self.stop_receiving(id, self.model.impatient),
@@ -56,7 +60,7 @@ impl Turn<'_> {
                 self.end_walsenders(id);
                 OrderResult::Done
             }
-            Order::PrepareHandover | Order::Restart { .. } => OrderResult::Done,
+            Order::PrepareHandover | Order::Restart { .. } | Order::Reclone { .. } => OrderResult::Done,
         };
         self.step(id, Input::Done(number, result));
         self.poke(id);

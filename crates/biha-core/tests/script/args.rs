@@ -169,6 +169,7 @@ pub fn user(args: &mut Args) -> Parsed<biha_core::Command> {
         }
         "remove_node" => RemoveNode(args.node()?),
         "reset_node_error" => ResetNodeError,
+        "reclone" => Reclone,
         "set_priority" => SetMember(args.node()?, MemberSetting::Priority(args.number()?)),
         "set_can_vote" => SetMember(args.node()?, MemberSetting::CanVote(args.word()? == "on")),
         "set_can_be_leader" => SetMember(args.node()?, MemberSetting::CanBeLeader(args.word()? == "on")),

@@ -22,6 +22,7 @@ impl Scene {
         let config = config(&mut args, count)?;
         let options = Options {
             autorewind: args.switch("autorewind", true)?,
+            autoreclone: args.switch("autoreclone", false)?,
             trust_refused: args.switch("trust_refused", false)?,
         };
         args.end()?;
@@ -95,6 +96,7 @@ impl Scene {
                 let id = args.node()?;
                 let options = Options {
                     autorewind: args.switch("autorewind", true)?,
+                    autoreclone: args.switch("autoreclone", false)?,
                     trust_refused: args.switch("trust_refused", false)?,
                 };
                 let host = self.cluster.host_mut(id);

@@ -27,6 +27,7 @@ impl Scene {
         let config = config(&mut args, count)?;
         let options = Options {
             autorewind: args.switch("autorewind", true)?,
+            autoreclone: args.switch("autoreclone", false)?,
             trust_refused: args.switch("trust_refused", false)?,
         };
         let mut hard = HardState::new(ClusterId(1), 1, id);
@@ -38,6 +39,7 @@ impl Scene {
         hard.rewind = match args.text("rewind").as_deref() {
             None => RewindState::None,
             Some("requested") => RewindState::Requested,
+            Some("recloning") => RewindState::Recloning,
             Some(term) => RewindState::Done(Term(super::args::parse(term)?)),
         };
         let rewound = match args.text("rewound").as_deref() {
@@ -156,7 +158,8 @@ impl Scene {
 
     fn envelope(&self, from: NodeId, term: Term, message: Message) -> Envelope {
         let own = self.node.hard();
-        Envelope { cluster: own.cluster, from, to: own.node, incarnation: Incarnation(1), term, message }
+        let (cluster, to, incarnation) = (own.cluster, own.node, Incarnation(1));
+        Envelope { cluster, from, to, incarnation, tag: 0, term, voted_for: None, message }
     }
 
     fn give(&mut self, input: Input) -> String {
@@ -228,6 +231,12 @@ impl Scene {
             "vote" => Message::Vote(request(args, term, version)?),
             "prevote_reply" => Message::PreVoteReply(reply(args, term)?),
             "vote_reply" => Message::VoteReply(reply(args, term)?),
+            "forgotten" => Message::Refused(Met {
+                incarnation: Incarnation(args.key_or("life", 0)?),
+                tag: args.key_or("life_tag", 0)?,
+                term,
+                voted_for: args.key("vote")?.map(NodeId),
+            }),
             "goodbye" => Message::Goodbye(goodbye(&args.word()?)?),
             "new_config" => {
                 let mut config = self.node.config().clone();
@@ -247,7 +256,9 @@ impl Scene {
             from,
             to: own.node,
             incarnation: Incarnation(args.key_or("incarnation", 1)?),
+            tag: args.key_or("tag", 0)?,
             term: Term(args.key_or("speaker_term", usual.0)?),
+            voted_for: args.key("voted_for")?.map(NodeId),
             message,
         })
     }
@@ -256,6 +267,8 @@ impl Scene {
 fn server(args: &mut Args) -> Parsed<Input> {
     let production = args.flag("production");
     let consistent = args.flag("standby") || production;
+    let hint = args.position("at")?;
+    let end = hint.map_or(0, |at| at.lsn.0);
     Ok(Input::Server(ServerStatus {
         production,
         consistent,
@@ -264,7 +277,8 @@ fn server(args: &mut Args) -> Parsed<Input> {
         sick: args.flag("sick"),
         oldest_wal: Lsn(args.key_or("oldest", 0)?),
         synced: Lsn(args.key_or("synced", 0)?),
-        hint: args.position("at")?,
+        end_on_file: Lsn(args.key_or("on_file", end)?),
+        hint,
     }))
 }
 

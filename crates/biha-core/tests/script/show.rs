@@ -37,6 +37,14 @@ pub fn persisted(old: &HardState, new: &HardState) -> String {
             .join(", ")
     };
     note("timelines", timelines(old), timelines(new));
+    let met = |h: &HardState| {
+        let said = |(id, m): (&NodeId, &Met)| {
+            let vote = m.voted_for.map_or_else(String::new, |v| format!(" votes for n{v}"));
+            format!("n{id} life {} term {}{vote}", m.incarnation, m.term)
+        };
+        h.met.iter().filter(|(id, m)| old.met.get(id) != Some(m)).map(said).collect::<Vec<_>>().join(", ")
+    };
+    note("met", met(old), met(new));
     if changes.is_empty() { "persist".to_owned() } else { format!("persist: {}", changes.join(", ")) }
 }
 

@@ -35,7 +35,7 @@ impl Disk {
         let id = self.hard.node;
         self.memory += 1;
         self.hard = HardState::new(ClusterId(1), 1, id);
-        self.hard.incarnation = Incarnation(self.memory * 1_000_000);
+        self.hard.incarnation = Incarnation::first(self.memory);
         self.lost = false;
         self.told = Default::default();
         self.late.clear();

@@ -62,6 +62,7 @@ impl Server {
             sick: false,
             oldest_wal: Lsn(0),
             synced: Lsn(0),
+            end_on_file: self.log.end().lsn,
             hint: up.then(|| self.log.end()),
         }
     }
@@ -80,6 +81,7 @@ pub fn name(order: &Order) -> &'static str {
         Order::PrepareHandover => "PrepareHandover",
         Order::Promote { .. } => "Promote",
         Order::Restart { .. } => "Restart",
+        Order::Reclone { .. } => "Reclone",
         Order::EndWalsenders => "EndWalsenders",
     }
 }
@@ -92,7 +94,7 @@ impl Cluster {
             Order::StopReceiving | Order::Follow { .. } => 25,
             Order::Promote { .. } => PROMOTE,
             Order::PrepareHandover => 20,
-            Order::Restart { .. } | Order::EndWalsenders => 5,
+            Order::Restart { .. } | Order::Reclone { .. } | Order::EndWalsenders => 5,
             Order::AwaitEnd { timeout } => timeout,
         };
         let mut delay = usual;
@@ -164,6 +166,11 @@ impl Cluster {
             }
             Order::Restart { rewind, drain } => {
                 self.begin_exit(id, drain, After::Start(rewind));
+                return;
+            }
+            // What a rewind makes of the log is a copy of the source's, too.
+            Order::Reclone { leader, .. } => {
+                self.begin_exit(id, false, After::Start(Some(leader)));
                 return;
             }
         };

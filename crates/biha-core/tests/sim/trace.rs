@@ -108,6 +108,7 @@ pub fn describe(message: &Message) -> String {
             format!("ForwardReply {request} {}", if result.is_ok() { "done" } else { "failed" })
         }
         Message::Event(_) => "Event".to_owned(),
+        Message::Refused(known) => format!("Refused, life {} known", known.incarnation),
     }
 }
 

@@ -173,7 +173,17 @@ impl Numbers {
             }),
             rewind: RewindState::Requested,
             promotion: Some(PromotionIntent { timeline: 7, first_placeholder: 3 }),
+            met: BTreeMap::from([(NodeId(3), self.met())]),
             ..HardState::new(ClusterId(self.n()), self.n(), NodeId(self.small()))
+        }
+    }
+
+    fn met(&mut self) -> Met {
+        Met {
+            incarnation: Incarnation(self.n()),
+            tag: self.small(),
+            term: Term(self.small()),
+            voted_for: self.maybe(NodeId(1)),
         }
     }
 
@@ -195,6 +205,7 @@ impl Numbers {
                 result: Err(CommandError::Invalid { text: "no".to_owned(), hint: "do".to_owned() }),
             },
             Message::Event(Box::new(self.record())),
+            Message::Refused(self.met()),
         ]
     }
 
@@ -204,7 +215,9 @@ impl Numbers {
             from: NodeId(self.small()),
             to: NodeId(self.small()),
             incarnation: Incarnation(self.n()),
+            tag: self.small(),
             term: Term(self.small()),
+            voted_for: self.maybe(NodeId(3)),
             message,
         }
     }
@@ -225,5 +238,6 @@ pub fn kind(message: &Message) -> &'static str {
         Message::Forward { .. } => "forward",
         Message::ForwardReply { .. } => "forward_reply",
         Message::Event(_) => "event",
+        Message::Refused(_) => "refused",
     }
 }

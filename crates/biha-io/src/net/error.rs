@@ -3,7 +3,9 @@
 use std::io;
 
 use biha_core::wire::WireError;
-use biha_core::{ClusterId, Incarnation, NodeId};
+use biha_core::{ClusterId, NodeId};
+
+use super::Life;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +40,9 @@ pub enum LinkError {
         /// The node.
         node: NodeId,
         /// What it says.
-        found: Incarnation,
+        found: Life,
         /// What was seen.
-        known: Incarnation,
+        known: Life,
     },
     /// It said something that is not its turn to say.
     #[error("unexpected frame")]

@@ -4,13 +4,13 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use biha_core::{Incarnation, Millis, NodeId};
+use biha_core::{Millis, NodeId};
 use mio::net::TcpStream;
 use rustls::Connection;
 use rustls::pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
 
-use super::LinkError;
+use super::{Life, LinkError};
 
 /// Bytes read from one socket in one turn.
 const TURN: usize = 256 * 1024;
@@ -56,7 +56,7 @@ pub(super) struct Link {
     /// The present stage must be over by then.
     pub(super) deadline: Option<Millis>,
     /// Incoming: who is at the other end, once known.
-    pub(super) peer: Option<(NodeId, Incarnation)>,
+    pub(super) peer: Option<(NodeId, Life)>,
     /// Outgoing: the hello has been sent.
     pub(super) greeted: bool,
     /// Why it is over; what came before the end is still to be taken.

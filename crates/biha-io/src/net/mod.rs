@@ -35,6 +35,7 @@ use biha_core::{ClusterId, Disconnect, Envelope, Incarnation, Millis, NodeId};
 
 pub use error::LinkError;
 pub use network::Network;
+pub use peer::Life;
 pub use resolver::{Answer, Job, Resolver, ThreadResolver};
 pub use tls::{TlsConfig, TlsError, certificate_name};
 
@@ -46,6 +47,8 @@ pub struct NetworkConfig {
     pub node: NodeId,
     /// This life of the node.
     pub incarnation: Incarnation,
+    /// Drawn at random for this life.
+    pub tag: u32,
     /// Port to listen on, on all addresses of the host; 0 lets the system choose.
     pub port: u16,
     /// `None` sends everything unprotected and believes whatever is said.

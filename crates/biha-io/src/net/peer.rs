@@ -1,11 +1,34 @@
 //! When to dial a peer, and where.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use biha_core::{Incarnation, Millis, NodeId};
+use biha_core::{Envelope, Incarnation, Millis, NodeId};
 
 use super::queue::SendQueue;
 use super::{Limits, LinkError};
+
+/// One life of a node: its start number, and what was drawn at random for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Life {
+    /// The start number.
+    pub incarnation: Incarnation,
+    /// Tells two lives of the same number apart.
+    pub tag: u32,
+}
+
+impl Life {
+    /// The life in which this was said.
+    pub fn of(envelope: &Envelope) -> Life {
+        Life { incarnation: envelope.incarnation, tag: envelope.tag }
+    }
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{:x}", self.incarnation, self.tag)
+    }
+}
 
 /// The outgoing connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +76,8 @@ pub(super) struct Peer {
     pub(super) out: Out,
     /// The incoming connection.
     pub(super) incoming: Option<usize>,
-    /// Highest incarnation seen.
-    pub(super) incarnation: Incarnation,
+    /// The newest life seen.
+    pub(super) life: Life,
     /// Heard or connected since the last Disconnected.
     up: bool,
     refusal_told: bool,
@@ -75,7 +98,7 @@ impl Peer {
             next_attempt: 0,
             out: Out::Idle,
             incoming: None,
-            incarnation: Incarnation(0),
+            life: Life::default(),
             up: false,
             refusal_told: false,
             queue: SendQueue::new(limits.queue_frames, limits.queue_bytes),
@@ -94,7 +117,7 @@ impl Peer {
         }
         if self.target.is_none() {
             // A member again: its memory may have begun anew.
-            self.incarnation = Incarnation(0);
+            self.life = Life::default();
         }
         self.addresses = target.as_ref().and_then(literal).into_iter().collect();
         self.target = target;

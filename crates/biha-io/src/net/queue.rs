@@ -27,7 +27,8 @@ impl Kind {
             | Message::PreVoteReply(_)
             | Message::Vote(_)
             | Message::VoteReply(_)
-            | Message::Goodbye(_) => Kind::Vital,
+            | Message::Goodbye(_)
+            | Message::Refused(_) => Kind::Vital,
             Message::Config(_)
             | Message::Forward { .. }
             | Message::ForwardReply { .. }

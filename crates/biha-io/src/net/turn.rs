@@ -6,14 +6,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use biha_core::wire::{self, Header};
-use biha_core::{Disconnect, Envelope, Incarnation, Message, Millis, NodeId};
+use biha_core::{Disconnect, Envelope, Message, Met, Millis, NodeId, Term};
 use mio::net::TcpStream;
 use mio::{Interest, Token};
 
 use super::link::{Link, Side, Stage};
 use super::network::{LISTENER, Network, WAKER};
 use super::peer::{Out, Peer};
-use super::{LinkError, NetEvent, tls};
+use super::{Life, LinkError, NetEvent, NetworkConfig, tls};
 
 /// Connections accepted in one turn.
 const ACCEPTS: usize = 64;
@@ -172,7 +172,8 @@ impl Network {
         if link.stage == Stage::Tls && !link.is_handshaking() {
             link.stage = Stage::Greeting;
             if link.side == Side::In {
-                let welcome = wire::Welcome { node: self.config.node, incarnation: self.config.incarnation };
+                let NetworkConfig { node, incarnation, tag, .. } = self.config;
+                let welcome = wire::Welcome { node, incarnation, tag };
                 match wire::encode_welcome(self.config.cluster, &welcome) {
                     Ok(frame) => link.put(&frame, self.now),
                     Err(e) => link.end(e.into()),
@@ -220,7 +221,15 @@ impl Network {
                 self.welcomed(token, id, &welcome)?;
                 Ok(used)
             }
-            (Side::Out(_), _) => Err(LinkError::Unexpected),
+            (Side::Out(id), _) => {
+                let Some((envelope, used)) = wire::decode(bytes)? else { return Ok(0) };
+                let expected = envelope.from == id && envelope.to == self.config.node;
+                if !expected || !matches!(envelope.message, Message::Refused(_)) {
+                    return Err(LinkError::Unexpected);
+                }
+                self.events.push(NetEvent::Message(envelope));
+                Ok(used)
+            }
             (Side::In, stage) => {
                 let Some((envelope, used)) = wire::decode(bytes)? else { return Ok(0) };
                 match stage {
@@ -238,18 +247,17 @@ impl Network {
 
     /// Every frame must name who the first one named.
     fn check(&self, link: &Link, envelope: &Envelope) -> Result<(), LinkError> {
-        let Some((node, incarnation)) = link.peer else { return Err(LinkError::Unexpected) };
+        let Some((node, known)) = link.peer else { return Err(LinkError::Unexpected) };
         if envelope.from != node {
             return Err(LinkError::WrongNode(envelope.from));
         }
         if envelope.to != self.config.node {
             return Err(LinkError::NotForUs(envelope.to));
         }
-        if envelope.incarnation != incarnation {
-            let (found, known) = (envelope.incarnation, incarnation);
-            return Err(LinkError::OldIncarnation { node, found, known });
+        match Life::of(envelope) {
+            found if found != known => Err(LinkError::OldIncarnation { node, found, known }),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The peer that was dialled has accepted this node.
@@ -257,7 +265,8 @@ impl Network {
         if welcome.node != id {
             return Err(LinkError::WrongNode(id));
         }
-        self.see_incarnation(id, welcome.incarnation, token)?;
+        let wire::Welcome { incarnation, tag, .. } = *welcome;
+        self.see_life(id, Life { incarnation, tag }, token)?;
         if let Some(link) = self.links.get_mut(&token) {
             link.stage = Stage::Active;
             link.deadline = None;
@@ -289,18 +298,22 @@ impl Network {
             return Err(LinkError::WrongNode(id));
         }
         self.peers.entry(id).or_insert_with(|| Peer::new(id, &self.config.limits));
-        self.see_incarnation(id, envelope.incarnation, token)?;
+        let life = Life::of(envelope);
+        if let Err(why) = self.see_life(id, life, token) {
+            self.tell_refused(id, token);
+            return Err(why);
+        }
         if let Some(older) = self.peers.get(&id).and_then(|peer| peer.incoming) {
             self.finish(older);
         }
         if let Some(link) = self.links.get_mut(&token) {
             link.stage = Stage::Active;
             link.deadline = None;
-            link.peer = Some((id, envelope.incarnation));
+            link.peer = Some((id, life));
         }
         // Ending the older one may have forgotten a node that is no member.
         let peer = self.peers.entry(id).or_insert_with(|| Peer::new(id, &self.config.limits));
-        peer.incarnation = envelope.incarnation;
+        peer.life = life;
         peer.incoming = Some(token);
         if peer.out == Out::Idle {
             peer.dial_now();
@@ -308,18 +321,19 @@ impl Network {
         Ok(())
     }
 
-    /// A peer has named its incarnation on this link: an older one is refused, and a newer one ends the
+    /// A peer has named its life on this link: an older or a second one is refused, and a newer one ends the
     /// connections of the one before.
-    fn see_incarnation(&mut self, id: NodeId, found: Incarnation, on: usize) -> Result<(), LinkError> {
+    fn see_life(&mut self, id: NodeId, found: Life, on: usize) -> Result<(), LinkError> {
         let Some(peer) = self.peers.get_mut(&id) else { return Ok(()) };
-        let known = peer.incarnation;
-        if found < known {
+        let known = peer.life;
+        let second = found.incarnation == known.incarnation && known != Life::default();
+        if found != known && (found.incarnation < known.incarnation || second) {
             return Err(LinkError::OldIncarnation { node: id, found, known });
         }
         if found == known {
             return Ok(());
         }
-        peer.incarnation = found;
+        peer.life = found;
         peer.dial_now();
         let (out, incoming) = (peer.out, peer.incoming);
         if let Some(token) = incoming.filter(|token| *token != on) {
@@ -331,6 +345,20 @@ impl Network {
             self.end_link(token, LinkError::Superseded);
         }
         Ok(())
+    }
+
+    /// Whoever is refused for its life should know why: it will not get better by itself.
+    fn tell_refused(&mut self, id: NodeId, token: usize) {
+        let (Some(peer), Some(link)) = (self.peers.get(&id), self.links.get_mut(&token)) else { return };
+        let NetworkConfig { cluster, node: from, incarnation, tag, .. } = self.config;
+        let known = Met { incarnation: peer.life.incarnation, tag: peer.life.tag, ..Met::default() };
+        let (to, message) = (id, Message::Refused(known));
+        let (term, voted_for) = (Term(0), None);
+        let envelope = Envelope { cluster, from, to, incarnation, tag, term, voted_for, message };
+        if let Ok(frame) = wire::encode(&envelope) {
+            link.put(&frame, self.now);
+            link.flush(self.now);
+        }
     }
 
     /// Ends an incoming connection in favour of a newer one, after it has been read to its end.

@@ -63,6 +63,7 @@ pub fn config(node: u32, tls: Option<TlsConfig>) -> NetworkConfig {
         cluster: CLUSTER,
         node: NodeId(node),
         incarnation: Incarnation(1),
+        tag: 1,
         port: 0,
         tls,
         resolver: resolver(),
@@ -74,6 +75,7 @@ pub fn config(node: u32, tls: Option<TlsConfig>) -> NetworkConfig {
 pub struct Peer {
     pub id: NodeId,
     pub incarnation: Incarnation,
+    pub tag: u32,
     pub net: Network,
     pub events: Vec<NetEvent>,
     /// Says hello by itself when connected.
@@ -82,13 +84,13 @@ pub struct Peer {
 
 impl Peer {
     pub fn new(config: NetworkConfig) -> Peer {
-        let (id, incarnation) = (config.node, config.incarnation);
+        let (id, incarnation, tag) = (config.node, config.incarnation, config.tag);
         let net = Network::bind(config).unwrap();
-        Peer { id, incarnation, net, events: Vec::new(), polite: true }
+        Peer { id, incarnation, tag, net, events: Vec::new(), polite: true }
     }
 
     pub fn envelope(&self, to: u32, message: Message) -> Envelope {
-        envelope(self.id.0, to, self.incarnation.0, message)
+        Envelope { tag: self.tag, ..envelope(self.id.0, to, self.incarnation.0, message) }
     }
 
     pub fn say(&mut self, to: u32, message: Message) -> bool {
@@ -154,7 +156,9 @@ pub fn envelope(from: u32, to: u32, incarnation: u64, message: Message) -> Envel
         from: NodeId(from),
         to: NodeId(to),
         incarnation: Incarnation(incarnation),
+        tag: 1,
         term: Term(1),
+        voted_for: None,
         message,
     }
 }

@@ -229,10 +229,10 @@ fn wipe(pgdata: &Path, itself: bool) -> Result<()> {
     files::empty(pgdata, itself)
 }
 
-/// Seconds since 1970: above every incarnation of a former node of this number, which others may remember.
+/// Above every incarnation of a former node of this number, which others may remember.
 fn first_incarnation() -> Incarnation {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Incarnation(since.map_or(0, |time| time.as_secs()))
+    Incarnation::first(since.map_or(0, |time| time.as_secs()))
 }
 
 #[cfg(test)]

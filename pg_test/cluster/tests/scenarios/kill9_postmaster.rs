@@ -44,7 +44,8 @@ fn diverged_leader_is_rewound() {
     run("diverged_leader_is_rewound", Cluster::builder(), &failover_lines(), |cluster, figures| {
         let old = cluster.leader()?;
         let oracle = Oracle::start(cluster, Load::default())?;
-        diverge(old, 100_000)?;
+        // More than is replayed before this node has heard where its WAL leaves the leader's.
+        diverge(old, 400_000)?;
         old.kill_all()?;
         let new = cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
         oracle.wait_acks(200, TEN_SECONDS)?;

@@ -23,7 +23,7 @@ use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, wa
 /// Rows of a table that all nodes have and the old leader alone changes: some 50 MB to be copied back.
 const ROWS: u32 = 200_000;
 /// pg_rewind says this right before its first change.
-const CHANGES: &str = "need to copy";
+pub const CHANGES: &str = "need to copy";
 /// Mode of a data directory that must not be started.
 const CLOSED: u32 = 0o701;
 
@@ -51,7 +51,7 @@ impl Moment {
 }
 
 /// Where the node's own files are during a rewind.
-fn kept(node: &Node) -> PathBuf {
+pub fn kept(node: &Node) -> PathBuf {
     let mut name = node.data.clone().into_os_string();
     name.push(".biha-rewind");
     name.into()
@@ -66,9 +66,8 @@ fn execute(node: &Node, sql: &str) -> Result<()> {
     query(&node.address, "postgres", sql, A_MINUTE).map(drop)
 }
 
-/// A cluster whose old leader is being rewound, pg_rewind stopped (SIGSTOP) at the moment: gives it, the process and
-/// the load on the others.
-fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle)> {
+/// A cluster whose old leader is being rewound: gives it, pg_rewind's process and the load on the others.
+pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
     let old = cluster.leader()?;
     let table = "CREATE TABLE common AS SELECT n, repeat('x', 200) AS text";
     execute(old, &format!("{table} FROM generate_series(1, {ROWS}) n"))?;
@@ -80,6 +79,12 @@ fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle
     cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
     old.start_unawaited()?;
     let rewind = wait_process(old, "--no-sync --progress", A_MINUTE)?.pid;
+    Ok((old, rewind, oracle))
+}
+
+/// [`begin_rewind`], pg_rewind stopped (SIGSTOP) at the moment.
+fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle)> {
+    let (old, rewind, oracle) = begin_rewind(cluster)?;
     step_until(old, rewind, moment)?;
     ensure!(mode(old)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(old)?);
     Ok((old, rewind, oracle))

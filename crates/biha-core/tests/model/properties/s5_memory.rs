@@ -10,7 +10,7 @@ pub const NAME: &str = "S5 what was told is remembered";
 
 pub fn holds(model: &Scenario, state: &State) -> bool {
     // There the memory itself is put back: it is for the others to notice.
-    if model.faults.put_back {
+    if model.faults.put_back.is_some() {
         return true;
     }
     let remembers_term = |(id, term): (&NodeId, &Term)| state.host(*id).term() >= *term;

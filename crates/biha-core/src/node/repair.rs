@@ -1,0 +1,89 @@
+//! What came of a rewind or a re-clone, and when a re-clone is due.
+
+use crate::command::{CommandError, CommandResult};
+use crate::event::EventKind;
+use crate::hardstate::{NodeError, NodeErrorKind, RewindState};
+use crate::step::Order;
+use crate::{NodeId, Position, Term};
+
+use super::{Node, invalid};
+
+impl Node {
+    /// Takes note of what the restart before this start was for. Returns what there is to say of it.
+    pub(super) fn take_rewind_result(&mut self, result: Option<Result<(), String>>) -> Option<String> {
+        let recloned = self.hard.rewind == RewindState::Recloning;
+        match (self.hard.rewind, result) {
+            (_, Some(Ok(()))) => {
+                let term = self.hard.term;
+                self.hard.rewind =
+                    if recloned { RewindState::Recloned(term) } else { RewindState::Done(term) };
+                self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
+                self.hard.lower_bound = None;
+                self.hard.error = None;
+                // What this node itself had opened is no part of its WAL any more.
+                let me = self.hard.node;
+                self.hard.timelines.retain(|_, entry| entry.leader != me);
+                None
+            }
+            (RewindState::Recloning, Some(Err(text))) => Some(self.reclone_failed(&text)),
+            (_, Some(Err(text))) => {
+                self.hard.rewind = RewindState::None;
+                let said = format!("the rewind failed: {text}");
+                self.hard.error =
+                    Some(NodeError { kind: NodeErrorKind::RewindFailed, text, position: None, leader: None });
+                Some(said)
+            }
+            // The restart came without it (an operator's stop won, or it was killed): it will be asked for again.
+            (RewindState::Requested | RewindState::Recloning, None) => {
+                self.hard.rewind = RewindState::None;
+                None
+            }
+            (RewindState::None | RewindState::Done(_) | RewindState::Recloned(_), None) => None,
+        }
+    }
+
+    /// As `biha.autoreclone`, once, and also where that would not.
+    pub(super) fn reclone_by_hand(&mut self) -> CommandResult {
+        let Some(error) = &self.hard.error else {
+            return Err(invalid(
+                "this node is not in NODE_ERROR",
+                "Only a node that cannot go on is made anew.",
+            ));
+        };
+        if matches!(error.kind, NodeErrorKind::Removed | NodeErrorKind::Forgetful) {
+            let text = format!("a copy of the leader does not mend {}", error.kind.name());
+            return Err(invalid(text, error.kind.remedy()));
+        }
+        if self.heard.as_ref().is_none_or(|heard| heard.dead.is_some()) {
+            return Err(CommandError::NoLeader);
+        }
+        self.hard.rewind = RewindState::Recloning;
+        self.persist();
+        Ok(())
+    }
+
+    /// A new copy of the leader, where nothing less brings this node back: once a term, or as the operator says.
+    pub(super) fn reclone_order(&mut self, leader: NodeId, end: Position) -> Option<Order> {
+        let error = self.hard.error.as_ref()?;
+        let tried = self.hard.rewind == RewindState::Recloned(self.hard.term);
+        let by_itself = self.options.autoreclone && !tried && error.kind.is_healed_by_reclone();
+        if !by_itself && self.hard.rewind != RewindState::Recloning {
+            return None;
+        }
+        let cause = format!("copies node {leader} anew: {}", error.text);
+        self.hard.rewind = RewindState::Recloning;
+        self.note(EventKind::Reclone, &cause, Vec::new());
+        self.persist();
+        Some(Order::Reclone { leader, end })
+    }
+
+    /// Not to be tried again in this term.
+    pub(super) fn reclone_failed(&mut self, text: &str) -> String {
+        let text = format!("the re-clone failed: {text}");
+        self.hard.rewind = RewindState::Recloned(self.hard.term);
+        let (position, leader) = self.hard.error.as_ref().map_or((None, None), |e| (e.position, e.leader));
+        let kind = NodeErrorKind::RecloneFailed;
+        self.hard.error = Some(NodeError { kind, text: text.clone(), position, leader });
+        text
+    }
+}

@@ -1,0 +1,242 @@
+//! A new copy of the leader between the two lives of one postmaster, for a node that cannot follow and cannot be
+//! rewound.
+//!
+//! The copy is made beside the data directory and completed there: this node's own files, and the word that it
+//! succeeded. Then it takes the data directory's place ([`super::swap`]). Whatever cuts it short, the old data directory is
+//! as it was, or the new one is whole.
+
+use std::ffi::CString;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use biha_core::{HistoryEntry, Lsn, Position};
+use pgrx::PgLogLevel;
+
+use super::signals::STOPS;
+use super::source::{Failure, Source};
+use super::swap::{self, Place};
+use super::{aside, exit_log, keep, report, rewind};
+use crate::agent::history;
+use crate::paths;
+use crate::pg::{control, signal};
+
+/// What pg_basebackup has written when it has written everything.
+const COMPLETE: [&str; 4] = ["PG_VERSION", "global/pg_control", "backup_label", "backup_manifest"];
+
+/// A data directory that is to be replaced.
+struct Old<'a> {
+    /// Where this node's own files are.
+    own: &'a Path,
+    mode: u32,
+    /// Where its WAL ends, which is to be kept as far as only this node has it; `None`: the rewind has done that.
+    end: Option<Position>,
+}
+
+/// Replaces this process's working directory, the data directory of a server that was shut down cleanly and whose WAL
+/// ends there, by a copy of the one at `source`, a conninfo of keywords and values. Returns whether the operator wants
+/// the server to stop.
+pub fn run(source: &str, end: Position) -> bool {
+    let failed = |e| Failure::Failed(format!("could not find the data directory: {e}"));
+    let result = fs::canonicalize(".").and_then(|data| Ok((mode(&data)?, data))).map_err(failed);
+    let result = result.and_then(|(mode, data)| {
+        replace(&data, &Old { own: &data, mode, end: Some(end) }, &Source { conninfo: source })
+    });
+    match result {
+        Ok(()) => false,
+        Err(Failure::Stopped) => true,
+        Err(Failure::Failed(text)) => {
+            exit_log(&format!("the re-clone failed, and the data directory is as it was: {text}"), None);
+            if let Err(error) = rewind::note_in(".".as_ref(), Err(&text)) {
+                warn("note what came of the re-clone", &error);
+            }
+            false
+        }
+    }
+}
+
+/// [`run`] where a rewind was cut short, and a stub stands in for the data directory.
+pub fn after_rewind(source: &str) -> Result<(), Failure> {
+    let text = |e| format!("could not prepare a copy: {e}");
+    let data = fs::canonicalize(".").map_err(text)?;
+    let mode = mode(&data).map_err(text)?;
+    // What the rewind left of the data takes the place that the copy needs.
+    aside::remove(&rewind::sibling(&data)).map_err(text)?;
+    replace(&data, &Old { own: &data, mode, end: None }, &Source { conninfo: source })
+}
+
+/// Removes what a re-clone has left that was cut short, and finishes what is left to do of one that was not. At each start.
+pub fn tidy() {
+    let tidied = fs::canonicalize(".").and_then(|data| Place::of(&data)).and_then(|place| place.clear());
+    tidied.unwrap_or_else(|error| warn("remove what a re-clone has left", &error));
+    // A whole data directory there, or a stub, is what a rewind left. This node's own files alone are the operator's
+    // business.
+    let rewound = fs::canonicalize(".").map(|data| rewind::sibling(&data));
+    if let Ok(rewound) = rewound.map(|path| path.join("PG_VERSION").exists().then_some(path))
+        && let Some(Err(error)) = rewound.map(|path| aside::remove(&path))
+    {
+        warn("remove what a rewind has left", &error);
+    }
+}
+
+fn replace(data: &Path, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure> {
+    if rewind::has_tablespaces(data) {
+        return Err(Failure::Failed("this node has tablespaces, which a re-clone does not copy".into()));
+    }
+    let place = Place::of(data).map_err(|e| format!("could not find the WAL: {e}"))?;
+    place.clear().map_err(|e| format!("could not remove what an earlier re-clone has left: {e}"))?;
+    place.check()?;
+    let made = make(&place, old, source).and_then(|()| {
+        place.exchange().map_err(|e| Failure::Failed(format!("could not exchange the data directories: {e}")))
+    });
+    if made.is_ok() {
+        exit_log("the data directory was replaced by a copy of the leader's", None);
+        if let Err(error) = swap::enter(&place.data) {
+            warn("make the new data directory durable", &error);
+            return Ok(());
+        }
+    }
+    if made.is_err() || !signal::pending(&STOPS) {
+        place.clear().unwrap_or_else(|error| warn("remove what is left of the re-clone", &error));
+    }
+    made
+}
+
+/// Makes the new data directory, whole and on disk.
+fn make(place: &Place, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure> {
+    let new = &place.beside;
+    source.ask()?.check(free(&place.data)?)?;
+    source.mend_slot()?;
+    go_on()?;
+    exit_log(&format!("copying the leader to \"{}\"", new.display()), None);
+    source.copy(new, place.wal_beside().as_deref())?;
+    go_on()?;
+    let timeline = check_complete(new)?;
+    if let Some(end) = old.end.filter(|_| keep::is_wanted()) {
+        keep_lost_wal(&place.data, end, new, timeline)?;
+    }
+    go_on()?;
+    complete(place, old).map_err(|e| format!("could not put this node's own files into the copy: {e}"))?;
+    go_on()
+}
+
+/// This node's own files, and what came of the re-clone, if it comes into force.
+fn complete(place: &Place, old: &Old<'_>) -> io::Result<()> {
+    let new = &place.beside;
+    aside::carry_over(old.own, new, rewind::log_directory(&place.data).as_deref())?;
+    // Without it pg_ctl would take the server for stopped.
+    match fs::copy(place.data.join(paths::PID_FILE), new.join(paths::PID_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => drop(other?),
+    }
+    rewind::note_in(new, Ok(()))?;
+    fs::set_permissions(new, Permissions::from_mode(old.mode))?;
+    rewind::sync_data(new)
+}
+
+fn go_on() -> Result<(), Failure> {
+    if signal::pending(&STOPS) { Err(Failure::Stopped) } else { Ok(()) }
+}
+
+fn mode(data: &Path) -> io::Result<u32> {
+    Ok(fs::metadata(data)?.permissions().mode() & 0o7777)
+}
+
+/// Bytes that are free beside a data directory.
+fn free(data: &Path) -> Result<u64, String> {
+    let space = rustix::fs::statvfs(data.parent().unwrap_or(data));
+    let space = space.map_err(|e| format!("could not see how much room there is: {e}"))?;
+    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// Is this a whole base backup of this cluster's? Its timeline.
+fn check_complete(new: &Path) -> Result<u32, String> {
+    if let Some(name) = missing(new) {
+        return Err(format!("the copy lacks file \"{name}\""));
+    }
+    let path = CString::new(new.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
+    let file = control::read_in(&path).ok_or("the copy's control file is damaged")?;
+    match control::read() {
+        Some(own) if own.system_identifier != file.system_identifier => Err(format!(
+            "the source is another database system: {} instead of {}",
+            file.system_identifier, own.system_identifier
+        )),
+        _ => Ok(file.timeline),
+    }
+}
+
+/// What a base backup lacks.
+fn missing(new: &Path) -> Option<&'static str> {
+    COMPLETE.into_iter().find(|name| !new.join(name).exists())
+}
+
+/// Keeps aside what the leader has not got of this node's WAL.
+fn keep_lost_wal(data: &Path, end: Position, new: &Path, timeline: u32) -> Result<(), Failure> {
+    let read = |data: &Path, timeline| history::read_in(&data.join(history::DIR), timeline);
+    let histories = read(data, end.timeline).and_then(|own| Ok((own, read(new, timeline)?)));
+    match histories {
+        Ok((own, leader)) => match fork(&own, end.lsn, &leader) {
+            None => Ok(()),
+            Some(fork) => keep::before("the re-clone", data, end.timeline, fork)
+                .map(drop)
+                .map_err(|keep::Stopped| Failure::Stopped),
+        },
+        Err(error) => {
+            warn("see whether there is WAL that only this node has", &error);
+            Ok(())
+        }
+    }
+}
+
+/// Where WAL of this history, which ends at `end`, left the leader's history; `None` if it did not.
+fn fork(own: &[HistoryEntry], end: Lsn, leader: &[HistoryEntry]) -> Option<Position> {
+    let common = own.iter().zip(leader).take_while(|(own, leader)| own == leader).count();
+    let left = [own, leader].iter().filter_map(|history| history.get(common)).map(|next| next.fork).min()?;
+    let timeline = own.get(common.saturating_sub(1))?.timeline;
+    (end > left).then_some(Position { timeline, lsn: left })
+}
+
+fn warn(what: &str, error: &io::Error) {
+    report(PgLogLevel::WARNING, format!("could not {what}: {error}"), None);
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn history(entries: &[(u32, u64)]) -> Vec<HistoryEntry> {
+        entries
+            .iter()
+            .map(|(timeline, fork)| HistoryEntry { timeline: *timeline, fork: Lsn(*fork) })
+            .collect()
+    }
+
+    #[test]
+    fn wal_parts_where_either_history_leaves_the_common_one() {
+        let leader = history(&[(1, 0), (3, 100), (7, 250)]);
+        let at = |own: &[(u32, u64)], end| {
+            fork(&history(own), Lsn(end), &leader).map(|fork| (fork.timeline, fork.lsn.0))
+        };
+        assert_eq!(at(&[(1, 0), (3, 100), (7, 250)], 9999), None, "the leader's own timeline");
+        assert_eq!(at(&[(1, 0), (3, 100)], 250), None, "up to where the leader left it");
+        assert_eq!(at(&[(1, 0), (3, 100)], 251), Some((3, 250)), "beyond");
+        assert_eq!(at(&[(1, 0)], 90), None, "long before");
+        assert_eq!(at(&[(1, 0), (3, 100), (5, 200)], 230), Some((3, 200)), "a timeline of its own");
+        assert_eq!(at(&[(1, 0), (3, 100), (5, 300)], 330), Some((3, 250)), "left only later");
+        assert_eq!(at(&[(1, 0), (4, 100)], 100), None, "nothing was written there");
+    }
+
+    #[test]
+    fn half_a_base_backup_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("global")).unwrap();
+        for name in COMPLETE {
+            assert_eq!(missing(directory.path()), Some(name));
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        assert_eq!(missing(directory.path()), None);
+    }
+}
