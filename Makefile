@@ -24,7 +24,7 @@ help:
 	@echo 'make install    build for $(PG_CONFIG) and install there; bihactl to $(PREFIX)/bin'
 	@echo 'make uninstall  remove both'
 	@echo 'make chaos      150 faults of every kind on real servers'
-	@echo 'make soak       a million simulated clusters, then faults on real servers for HOURS (8) and a report'
+	@echo 'make soak       the model one fault deeper, a million simulated clusters, faults on real servers for HOURS (8)'
 	@echo 'make soak-fuzz  hostile bytes with libFuzzer, SOAK_SECONDS (3600) for each target'
 	@echo 'make build | fmt | lint | fuzz | deps'
 
@@ -137,8 +137,16 @@ SEEDS ?= 1000000
 soak-sim:
 	SEEDS=$(SEEDS) FIRST=$(or $(FIRST),0) $(CARGO) test -p biha-core --test faults safety -- --nocapture
 
+# One fault more than in `make check`, in every scenario of the model; MODEL_SECONDS at most for each.
+MODEL_DEPTH   ?= 3
+MODEL_SECONDS ?= 600
+.PHONY: soak-model
+soak-model:
+	MODEL_DEPTH=$(MODEL_DEPTH) MODEL_SECONDS=$(MODEL_SECONDS) MODEL_THREADS=$(shell nproc) \
+	    $(CARGO) test --release -p biha-core --test model safety -- --test-threads=1 --nocapture
+
 .PHONY: soak
-soak: soak-sim soak-chaos
+soak: soak-model soak-sim soak-chaos
 
 .PHONY: bench
 bench: deps install

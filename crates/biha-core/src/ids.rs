@@ -46,9 +46,10 @@ pub struct Position {
 }
 
 impl Term {
-    /// The term after this one.
+    /// The term after this one. After the last there is none: nobody votes twice in it, so nothing breaks, but nobody
+    /// is elected any more.
     pub fn next(self) -> Term {
-        Term(self.0 + 1)
+        Term(self.0.saturating_add(1))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::message::{Message, NodeState};
 use crate::step::Output;
 use crate::{Millis, NodeId, Term};
 
-use super::limits::{check_counts, check_synchronous, check_times};
+use super::limits::{check_counts, check_synchronous, check_times, checked_priority};
 use super::sync::Barrier;
 use super::{Node, Role, invalid};
 
@@ -279,7 +279,7 @@ impl Node {
         match setting {
             MemberSetting::CanBeLeader(value) => member.can_be_leader = value,
             MemberSetting::CanVote(value) => member.can_vote = value,
-            MemberSetting::Priority(value) => member.priority = value.max(-1),
+            MemberSetting::Priority(value) => member.priority = checked_priority(value)?,
         }
         if id == self.hard.node && !config.members.get(&id).is_some_and(Member::is_electable) {
             return Err(invalid(

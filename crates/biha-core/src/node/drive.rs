@@ -50,7 +50,7 @@ impl Node {
         }
         let receiving = matches!(self.wal, Wal::Receiving { .. });
         let must_stop = match &self.role {
-            Role::Follower(follower) => follower.pending_vote.is_some(),
+            Role::Follower(follower) => follower.pending_vote.is_some() || follower.doubts,
             Role::Candidate(candidate) => candidate.wants_stop(),
             Role::Leader(_) => false,
         };
@@ -172,6 +172,9 @@ impl Node {
     fn stopped(&mut self, position: Position, complete: bool, max_timeline: Timeline) {
         let first = self.wal == Wal::Unknown;
         self.wal = Wal::Stopped { position };
+        if let Role::Follower(follower) = &mut self.role {
+            follower.doubts = false;
+        }
         self.know_timeline(max_timeline.max(position.timeline));
         if first {
             self.look_at_first_position(position);

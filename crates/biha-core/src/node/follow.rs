@@ -211,7 +211,8 @@ impl Node {
             return stop.then_some(Order::StopReceiving);
         }
         let Wal::Stopped { position } = self.wal else { return None };
-        if heard.dead.is_some() || heard.beat.history.is_empty() || chosen {
+        let silent = self.now >= heard.at + self.timeout();
+        if heard.dead.is_some() || silent || heard.beat.history.is_empty() || chosen {
             return None;
         }
         if self.hard.error.is_some() {

@@ -47,6 +47,17 @@ impl Node {
     }
 }
 
+/// A node that waits for longer before it stands is better told never to lead.
+pub(super) fn checked_priority(ms: i32) -> Result<i32, CommandError> {
+    if (-1..=60_000).contains(&ms) {
+        return Ok(ms);
+    }
+    Err(invalid(
+        "priority must be between 0 and 60000 ms, or -1 for none",
+        "A node that should never lead gets biha.set_can_be_leader(id, false).",
+    ))
+}
+
 pub(super) fn check_times(settings: &Settings) -> Result<(), CommandError> {
     if !(10..=60_000).contains(&settings.heartbeat_send_period) {
         return Err(invalid("heartbeat_send_period must be between 10 and 60000 ms", ""));
@@ -54,8 +65,8 @@ pub(super) fn check_times(settings: &Settings) -> Result<(), CommandError> {
     if !(2..=1000).contains(&settings.heartbeat_max_lost) {
         return Err(invalid("heartbeat_max_lost must be between 2 and 1000", ""));
     }
-    if settings.no_wal_on_follower < 1000 {
-        return Err(invalid("no_wal_on_follower must be at least 1000 ms", ""));
+    if !(1000..=86_400_000).contains(&settings.no_wal_on_follower) {
+        return Err(invalid("no_wal_on_follower must be between 1000 and 86400000 ms", ""));
     }
     Ok(())
 }

@@ -106,6 +106,8 @@ struct Follower {
     stand: Option<Stand>,
     /// A vote that will be given once the receiver has stopped.
     pending_vote: Option<(NodeId, crate::VoteRequest)>,
+    /// By the receiver's word, which is not exact, this node holds more than a candidate: time to read what it has.
+    doubts: bool,
     /// Has put its own candidacy off for one that it would vote for; once per lost leader.
     yielded: bool,
 }

@@ -99,6 +99,11 @@ impl Node {
             .refusal(from, request)
             .or_else(|| self.outranks(from, request).then_some(Refusal::Outranked));
         self.answer(from, request, refusal, true);
+        // Whoever can stand reads it then.
+        let stands = self.me().is_some_and(|m| m.is_electable());
+        if let Role::Follower(follower) = &mut self.role {
+            follower.doubts |= refusal == Some(Refusal::PositionBehind) && !stands;
+        }
         if refusal.is_none() {
             self.yield_once();
         }

@@ -1,7 +1,7 @@
 //! Every scenario: all properties hold in every state, and what must be reachable is reached.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model, Path};
 
@@ -48,16 +48,19 @@ fn check(mut model: Scenario) {
     let (name, left) = (model.name, model.left);
     let began = Instant::now();
     let checker = model.checker().threads(threads()).finish_when(HasDiscoveries::AnyFailures);
+    let limit = number("MODEL_SECONDS").map(Duration::from_secs);
+    let checker = if let Some(limit) = limit { checker.timeout(limit) } else { checker };
     // Depth first: the states that wait are few.
     let checker = checker.spawn_dfs().join();
     println!(
-        "{name}: {} faults, {} instants: {} states, {} unique, depth {}, {:.1} s",
+        "{name}: {} faults, {} instants: {} states, {} unique, depth {}, {:.1} s{}",
         left.faults,
         left.instants,
         checker.state_count(),
         checker.unique_state_count(),
         checker.max_depth(),
-        began.elapsed().as_secs_f64()
+        began.elapsed().as_secs_f64(),
+        if limit.is_some_and(|limit| began.elapsed() >= limit) { ", not all of them" } else { "" }
     );
     let found = checker.discoveries();
     for property in checker.model().properties() {

@@ -14,7 +14,7 @@ use crate::common::TEN_SECONDS;
 /// The functions that only read.
 const READING: [&str; 6] = ["config", "error_details", "history", "lost_transactions", "nodes", "status"];
 /// Those without arguments that do something, or tell secrets.
-const WITHOUT_ARGUMENTS: [&str; 2] = ["get_magic_string", "reset_node_error"];
+const WITHOUT_ARGUMENTS: [&str; 3] = ["get_magic_string", "reclone", "reset_node_error"];
 
 /// No node has these numbers.
 const NO_NODE: &[&str] = &["0", "-1", "2147483647", "-2147483648", "99"];
@@ -27,7 +27,7 @@ type Argument = (&'static str, &'static [&'static str]);
 const FUNCTIONS: &[(&str, &[Argument])] = &[
     ("set_leader", &[("2", NO_NODE)]),
     ("remove_node", &[("2", NO_NODE)]),
-    ("set_priority", &[("2", NO_NODE), ("-1", &[])]),
+    ("set_priority", &[("2", NO_NODE), ("-1", &["-2", "60001", "-2147483648"])]),
     ("set_can_vote", &[("2", NO_NODE), ("true", &[])]),
     ("set_can_be_leader", &[("2", NO_NODE), ("true", &[])]),
     (
@@ -55,7 +55,7 @@ const FUNCTIONS: &[(&str, &[Argument])] = &[
     ),
     ("set_heartbeat_max_lost", &[("10", &["0", "-1", "1", "1001", "2147483647"])]),
     ("set_heartbeat_send_period", &[("200", &["0", "-1", "9", "60001", "2147483647"])]),
-    ("set_no_wal_on_follower", &[("20000", &["0", "-1", "999"])]),
+    ("set_no_wal_on_follower", &[("20000", &["0", "-1", "999", "86400001"])]),
     ("set_nquorum", &[("2", &["-1", "4", "2147483647"])]),
     ("set_minnodes", &[("2", &["-1", "4", "2147483647"])]),
     ("set_nquorum_and_minnodes", &[("2", &["-1", "4", "2147483647"]), ("2", &["-1", "4", "2147483647"])]),
@@ -64,7 +64,7 @@ const FUNCTIONS: &[(&str, &[Argument])] = &[
 ];
 
 /// What looks wrong, but asks for what is there already.
-const AS_IT_IS: [&str; 3] = ["set_nquorum(0)", "set_minnodes(0)", "set_priority(2, -2147483648)"];
+const AS_IT_IS: [&str; 2] = ["set_nquorum(0)", "set_minnodes(0)"];
 
 /// Names of the functions of schema biha, and how many arguments each has.
 fn functions(node: &Node) -> Result<Vec<(String, usize)>> {
