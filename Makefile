@@ -116,12 +116,12 @@ test-server:
 test-cluster:
 	$(CARGO) pgrx install $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
 	$(CARGO) build -p bihactl
-	$(CLUSTER) --test scenarios -- --test-threads=1 --nocapture $(or $(SCENARIO),--skip chaos::)
+	$(CLUSTER) --test scenarios -- --test-threads=1 --nocapture $(or $(SCENARIO),--skip chaos::chaos_)
 
 # Faults of every kind from a seed on real servers (`SEED=`, `FAULTS=`).
 .PHONY: chaos
 chaos:
-	$(MAKE) test-cluster SCENARIO=chaos::
+	$(MAKE) test-cluster SCENARIO=chaos::chaos_
 
 # Round after round of faults on real servers, seed after seed, for hours; ends with a report.
 HOURS ?= 8

@@ -22,6 +22,7 @@ mod source;
 mod start;
 mod stub;
 mod swap;
+mod unwritten;
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};

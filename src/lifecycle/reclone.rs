@@ -5,6 +5,7 @@
 //! succeeded. Then it takes the data directory's place ([`super::swap`]). Whatever cuts it short, the old data directory is
 //! as it was, or the new one is whole.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, Permissions};
 use std::io;
@@ -12,13 +13,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use biha_core::{HistoryEntry, Lsn, Position};
+use biha_core::{HistoryEntry, Lsn, Position, Timeline, TimelineEntry};
+use biha_io::StateFiles;
 use pgrx::PgLogLevel;
 
+use super::keep::Kept;
 use super::signals::STOPS;
 use super::source::{Failure, Source};
 use super::swap::{self, Place};
-use super::{aside, exit_log, keep, report, rewind};
+use super::{aside, exit_log, keep, report, rewind, start};
 use crate::agent::history;
 use crate::paths;
 use crate::pg::{control, signal};
@@ -114,12 +117,18 @@ fn make(place: &Place, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure
     source.copy(new, place.wal_beside().as_deref())?;
     go_on()?;
     let timeline = check_complete(new)?;
-    if let Some(end) = old.end.filter(|_| keep::is_wanted()) {
-        keep_lost_wal(&place.data, end, new, timeline)?;
+    let kept = match old.end.filter(|_| keep::is_wanted()) {
+        Some(end) => keep_lost_wal(&place.data, end, new, timeline)?,
+        None => None,
+    };
+    let text = |e| Failure::Failed(format!("could not put this node's own files into the copy: {e}"));
+    let done = go_on().and_then(|()| complete(place, old).map_err(text)).and_then(|()| go_on());
+    if done.is_err()
+        && let Some(Err(error)) = kept.as_ref().map(Kept::discard)
+    {
+        warn("remove the WAL that was kept", &error);
     }
-    go_on()?;
-    complete(place, old).map_err(|e| format!("could not put this node's own files into the copy: {e}"))?;
-    go_on()
+    done
 }
 
 /// This node's own files, and what came of the re-clone, if it comes into force.
@@ -131,6 +140,9 @@ fn complete(place: &Place, old: &Old<'_>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => drop(other?),
     }
+    // Whoever starts it, also without biha, has a standby.
+    fs::write(new.join(start::STANDBY_SIGNAL), "")?;
+    fs::set_permissions(new.join(start::STANDBY_SIGNAL), Permissions::from_mode(0o600))?;
     rewind::note_in(new, Ok(()))?;
     fs::set_permissions(new, Permissions::from_mode(old.mode))?;
     rewind::sync_data(new)
@@ -151,20 +163,36 @@ fn free(data: &Path) -> Result<u64, String> {
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
-/// Is this a whole base backup of this cluster's? Its timeline.
-fn check_complete(new: &Path) -> Result<u32, String> {
+/// Is this a whole base backup of this cluster's, and of no leader from before one that this node knows of? Its timeline.
+fn check_complete(new: &Path) -> Result<Timeline, String> {
     if let Some(name) = missing(new) {
         return Err(format!("the copy lacks file \"{name}\""));
     }
     let path = CString::new(new.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
     let file = control::read_in(&path).ok_or("the copy's control file is damaged")?;
-    match control::read() {
-        Some(own) if own.system_identifier != file.system_identifier => Err(format!(
+    let own = control::read().ok_or("this node's control file is damaged")?;
+    if own.system_identifier != file.system_identifier {
+        return Err(format!(
             "the source is another database system: {} instead of {}",
             file.system_identifier, own.system_identifier
-        )),
-        _ => Ok(file.timeline),
+        ));
     }
+    let known = StateFiles::new(Path::new(paths::DIR)).load_state(&start::identity(own.system_identifier));
+    let known = newest_timeline(&known.map_err(|e| e.to_string())?.timelines);
+    if file.timeline < known {
+        return Err(format!("the source leads timeline {}, and this node knows of {known}", file.timeline));
+    }
+    Ok(file.timeline)
+}
+
+/// The newest timeline that somebody who was elected has opened: its number is the term.
+fn newest_timeline(timelines: &BTreeMap<Timeline, TimelineEntry>) -> Timeline {
+    timelines
+        .iter()
+        .filter(|(number, entry)| entry.term.0 == **number)
+        .map(|(number, _)| *number)
+        .max()
+        .unwrap_or(0)
 }
 
 /// What a base backup lacks.
@@ -173,19 +201,23 @@ fn missing(new: &Path) -> Option<&'static str> {
 }
 
 /// Keeps aside what the leader has not got of this node's WAL.
-fn keep_lost_wal(data: &Path, end: Position, new: &Path, timeline: u32) -> Result<(), Failure> {
+fn keep_lost_wal(
+    data: &Path,
+    end: Position,
+    new: &Path,
+    timeline: Timeline,
+) -> Result<Option<Kept>, Failure> {
     let read = |data: &Path, timeline| history::read_in(&data.join(history::DIR), timeline);
     let histories = read(data, end.timeline).and_then(|own| Ok((own, read(new, timeline)?)));
     match histories {
         Ok((own, leader)) => match fork(&own, end.lsn, &leader) {
-            None => Ok(()),
+            None => Ok(None),
             Some(fork) => keep::before("the re-clone", data, end.timeline, fork)
-                .map(drop)
                 .map_err(|keep::Stopped| Failure::Stopped),
         },
         Err(error) => {
             warn("see whether there is WAL that only this node has", &error);
-            Ok(())
+            Ok(None)
         }
     }
 }
@@ -227,6 +259,15 @@ mod tests {
         assert_eq!(at(&[(1, 0), (3, 100), (5, 200)], 230), Some((3, 200)), "a timeline of its own");
         assert_eq!(at(&[(1, 0), (3, 100), (5, 300)], 330), Some((3, 250)), "left only later");
         assert_eq!(at(&[(1, 0), (4, 100)], 100), None, "nothing was written there");
+    }
+
+    #[test]
+    fn only_timelines_that_were_elected_tell_who_is_newer() {
+        let entry =
+            |term| TimelineEntry { term: biha_core::Term(term), leader: biha_core::NodeId(1), fork: Lsn(0) };
+        assert_eq!(newest_timeline(&BTreeMap::new()), 0);
+        let by_hand = entry(0);
+        assert_eq!(newest_timeline(&[(3, entry(3)), (6, entry(6)), (7, by_hand)].into()), 6);
     }
 
     #[test]

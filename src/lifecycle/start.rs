@@ -10,12 +10,13 @@ use biha_core::{NodeId, NodeState, PromotionIntent};
 use biha_io::{Identity, StateFiles};
 
 use super::aside::sync_directory;
-use super::reclone;
+use super::{reclone, unwritten};
 use crate::board::{MemberStatus, Status};
-use crate::pg::{clock, control, serverconf::ServerConf, settings};
+use crate::pg::{clock, control, serverconf::ServerConf, settings, xlog};
 use crate::{guc, paths};
 
-const STANDBY_SIGNAL: &str = "standby.signal";
+/// Makes PostgreSQL start as a standby.
+pub const STANDBY_SIGNAL: &str = "standby.signal";
 const RECOVERY_SIGNAL: &str = "recovery.signal";
 const WAL: &str = "pg_wal";
 
@@ -64,6 +65,10 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
     let removed = clear_unfinished_promotion().map_err(|e| doing("remove unused history files", &e))?;
     if !removed.is_empty() {
         pgrx::log!("removed history files of a promotion that did not happen: {}", removed.join(", "));
+    }
+    let removed = clear_unwritten_segments().map_err(|e| doing("remove segments without WAL", &e))?;
+    if !removed.is_empty() {
+        pgrx::log!("removed WAL segments that were never flushed: {}", removed.join(", "));
     }
     // The archive may hold a dead branch, so nothing is fetched from it either until a leader is known.
     let conf = ServerConf { blank_restore_command: true, ..ServerConf::default() };
@@ -117,6 +122,11 @@ fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
     }
 }
 
+fn clear_unwritten_segments() -> io::Result<Vec<String>> {
+    let Some(file) = control::read() else { return Ok(Vec::new()) };
+    unwritten::remove(Path::new(WAL), file.timeline, xlog::segment_size())
+}
+
 /// Has this node followed another leader since, across the numbers that it had burnt? Then they are part of the
 /// history. The control file does not tell: it learns of a timeline only when a page of it is written.
 fn is_history(wal: &Path, intent: PromotionIntent) -> io::Result<bool> {
@@ -135,9 +145,13 @@ fn is_history(wal: &Path, intent: PromotionIntent) -> io::Result<bool> {
 /// The promotion that this node had begun. A state file that cannot be used is not this node's memory; that
 /// is for the controller to say.
 fn promotion_intent(system_identifier: u64) -> Option<PromotionIntent> {
-    let node = NodeId(u32::try_from(guc::ID.get()).ok()?);
-    let identity = Identity { cluster: None, system_identifier, node };
-    StateFiles::new(Path::new(paths::DIR)).load_state(&identity).ok()?.promotion
+    StateFiles::new(Path::new(paths::DIR)).load_state(&identity(system_identifier)).ok()?.promotion
+}
+
+/// Whose memory the state file must be.
+pub fn identity(system_identifier: u64) -> Identity {
+    let node = NodeId(u32::try_from(guc::ID.get()).unwrap_or(0));
+    Identity { cluster: None, system_identifier, node }
 }
 
 /// What sessions see until the controller has something to say.

@@ -60,6 +60,8 @@ impl Place {
 
     /// Removes what is beside, and gives the WAL the name that the old had. Can be repeated.
     pub fn clear(&self) -> io::Result<()> {
+        // What an exchange has put aside is needed until that is durable.
+        sync_parent(&self.data)?;
         settle_wal(&self.data)?;
         remove(&self.beside)
     }

@@ -1,5 +1,6 @@
 //! A cluster of servers: making it, looking at it, breaking its network, and cleaning up after it.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::net::TcpListener;
@@ -11,12 +12,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::client::Address;
+use crate::disk::{self, Disk};
 use crate::network::{CLIENT, Namespaces, Network, address};
 use crate::node::Node;
-use crate::process::adopt_orphans;
+use crate::process::{adopt_orphans, kill_all};
 use crate::provision;
 use crate::run::{Runner, base_directory, copy_program, find_bihactl, make_directory, pg_bindir};
 use crate::wait::wait_until;
+use crate::wallclock::{self, WallClock};
 
 /// First port that is tried for the servers. Below those that the system gives to outgoing connections.
 const FIRST_PORT: u16 = 21400;
@@ -51,6 +54,10 @@ pub struct Builder {
     pub heartbeat: Option<(u32, u32)>,
     /// Directory to use and to keep; by default a temporary one.
     pub directory: Option<PathBuf>,
+    /// Has each node a disk of its own?
+    pub disks: bool,
+    /// Has each node a wall clock of its own?
+    pub clocks: bool,
 }
 
 impl Builder {
@@ -90,6 +97,18 @@ impl Builder {
         self
     }
 
+    /// Gives each node a disk of its own.
+    pub fn disks(mut self, disks: bool) -> Self {
+        self.disks = disks;
+        self
+    }
+
+    /// Gives each node a wall clock of its own.
+    pub fn clocks(mut self) -> Self {
+        self.clocks = true;
+        self
+    }
+
     /// Makes the cluster in this directory and keeps it.
     pub fn directory(mut self, directory: &Path) -> Self {
         self.directory = Some(directory.into());
@@ -115,6 +134,7 @@ impl Builder {
     pub fn prepare(self) -> Result<Cluster> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         adopt_orphans()?;
+        disk::remove_stale()?;
         let keep = self.directory.is_some() || env::var_os("BIHA_KEEP").is_some();
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let directory = self
@@ -128,6 +148,10 @@ impl Builder {
         let bihactl = match self.kind {
             Kind::Biha => copy_program(&find_bihactl()?, &directory.join("bin"))?,
             Kind::Plain => PathBuf::new(),
+        };
+        let clock_library = match self.clocks {
+            true => Some(wallclock::library(&directory.join("bin"))?),
+            false => None,
         };
         let namespaces = match self.network {
             Network::Loopback => None,
@@ -145,6 +169,9 @@ impl Builder {
             first_port,
             nodes,
             last_id,
+            disks: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            clock_library,
             keep,
         })
     }
@@ -165,6 +192,10 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// The last number that was given to a node: none is used twice.
     last_id: u32,
+    disks: BTreeMap<u32, Disk>,
+    /// Of nodes that are gone as well: others tell of what they did.
+    clocks: BTreeMap<u32, WallClock>,
+    clock_library: Option<PathBuf>,
     keep: bool,
 }
 
@@ -179,12 +210,19 @@ impl Cluster {
             settings: Vec::new(),
             heartbeat: None,
             directory: None,
+            disks: false,
+            clocks: false,
         }
     }
 
     /// Makes the next node and starts it: the first with `bihactl init`, the others with `bihactl add`.
     pub fn add_node(&mut self) -> Result<&Node> {
         let node = self.next_node()?;
+        self.join(node)
+    }
+
+    /// Makes and starts a node that has its number and its host.
+    pub fn join(&mut self, node: Node) -> Result<&Node> {
         match (self.builder.kind, self.nodes.first()) {
             (Kind::Biha, None) => provision::init(self, &node)?,
             (Kind::Biha, Some(_)) => provision::add(self, &node)?,
@@ -195,26 +233,69 @@ impl Cluster {
         self.nodes.last().context("no node")
     }
 
-    fn next_node(&mut self) -> Result<Node> {
+    /// The next node's number, and a host for it.
+    pub fn next_node(&mut self) -> Result<Node> {
         self.last_id += 1;
         let id = self.last_id;
         let port = self.first_port + PORTS_A_NODE * u16::try_from(id)?;
-        let (host, runner) = match &mut self.namespaces {
+        let (host, mut runner) = match &mut self.namespaces {
             None => ("127.0.0.1".to_string(), Runner::default()),
             Some(namespaces) => {
                 namespaces.add_node(id)?;
                 (address(id), namespaces.runner(id))
             }
         };
+        if let Some(library) = &self.clock_library {
+            let clock = WallClock::create(self.directory.join(format!("clock{id}")))?;
+            runner.environment = clock.environment(library);
+            self.clocks.insert(id, clock);
+        }
+        if self.builder.disks {
+            self.disks.insert(id, Disk::create(&self.directory.join(format!("disk{id}")))?);
+        }
         Ok(Node {
             id,
             address: Address { host, port },
             control_port: port + 1,
-            data: self.directory.join(format!("n{id}")),
+            data: self.data_directory(id),
             log: self.directory.join(format!("n{id}.log")),
             runner,
             bindir: self.bindir.clone(),
         })
+    }
+
+    /// Where a node's data directory is.
+    pub fn data_directory(&self, id: u32) -> PathBuf {
+        let place = self.disks.get(&id).map_or(&self.directory, |disk| &disk.mount);
+        place.join(format!("n{id}"))
+    }
+
+    /// A node's own disk.
+    pub fn disk(&self, id: u32) -> Result<&Disk> {
+        self.disks.get(&id).with_context(|| format!("node {id} has no disk of its own"))
+    }
+
+    /// A node's own wall clock, also of one that is gone.
+    pub fn clock(&self, id: u32) -> Option<&WallClock> {
+        self.clocks.get(&id)
+    }
+
+    /// Lets all disks answer that hang: what waits for one cannot be killed.
+    pub fn thaw_disks(&self) {
+        self.disks.values().for_each(Disk::thaw);
+    }
+
+    /// Ends what runs of a node that is no longer wanted, and removes its files. Its log stays.
+    pub fn clear_away(&mut self, id: u32) -> Result<()> {
+        let data = self.data_directory(id);
+        kill_all(&data)?;
+        if let Some(disk) = self.disks.remove(&id) {
+            return disk.destroy();
+        }
+        if !data.exists() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&data).with_context(|| format!("could not remove {}", data.display()))
     }
 
     /// Forgets a node that was removed from the cluster: it is no longer waited for.
@@ -360,6 +441,7 @@ impl Cluster {
 
     /// Ends everything, frozen processes too.
     pub fn end(&self) -> Result<()> {
+        self.thaw_disks();
         self.nodes.iter().try_for_each(Node::kill_all)
     }
 }
@@ -369,6 +451,13 @@ impl Drop for Cluster {
         if let Err(error) = self.end() {
             eprintln!("could not end the cluster in {}: {error:#}", self.directory.display());
         }
+        if self.keep {
+            for disk in self.disks.values() {
+                eprintln!("kept, to be mounted with -o loop: {}", disk.image().display());
+            }
+        }
+        // Unmounted before the directory goes.
+        self.disks.clear();
         if !self.keep
             && let Err(error) = fs::remove_dir_all(&self.directory)
         {

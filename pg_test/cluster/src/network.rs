@@ -84,7 +84,7 @@ impl Namespaces {
 
     /// How a node's programs are started.
     pub fn runner(&self, node: u32) -> Runner {
-        Runner { namespace: Some(self.name(node)) }
+        Runner { namespace: Some(self.name(node)), ..Runner::default() }
     }
 
     /// Silently drops what `from` sends to `to`; one way.

@@ -87,19 +87,24 @@ impl Node {
 
     /// `pg_ctl start`, until the server answers.
     pub fn start(&self) -> Result<()> {
-        self.start_with("-w")
+        self.start_with(&["-w"])
+    }
+
+    /// `pg_ctl start` with a setting (`name=value`) on the server's command line, where no file overrules it.
+    pub fn start_with_setting(&self, setting: &str) -> Result<()> {
+        self.start_with(&["-w", "-o", &format!("-c {setting}")])
     }
 
     /// `pg_ctl start` that waits for nothing: what follows may be over soon.
     pub fn start_unawaited(&self) -> Result<()> {
-        self.start_with("-W")
+        self.start_with(&["-W"])
     }
 
-    fn start_with(&self, wait: &str) -> Result<()> {
+    fn start_with(&self, options: &[&str]) -> Result<()> {
         if let Some(pid) = self.lock_file().filter(|pid| !process::alive(*pid)) {
             process::wait_reaped(pid, ANSWER)?;
         }
-        run(self.pg_ctl("start").arg("-l").arg(&self.log).arg(wait)).map(drop)
+        run(self.pg_ctl("start").arg("-l").arg(&self.log).args(options)).map(drop)
     }
 
     /// `pg_ctl stop`, until the server is gone.

@@ -7,10 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_postgres::config::TargetSessionAttrs;
 
@@ -60,9 +61,14 @@ struct Shared {
     acks: Mutex<Vec<Ack>>,
     errors: Mutex<BTreeMap<String, usize>>,
     hosts: Mutex<Vec<Address>>,
+    patient: Mutex<Vec<(u32, Address)>>,
 }
 
 impl Shared {
+    fn is_wanted(&self, node: u32) -> bool {
+        lock(&self.patient).iter().any(|(id, _)| *id == node)
+    }
+
     fn acknowledge(&self, ack: Ack) {
         if ack.key.client < FIRST_PATIENT {
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +90,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Oracle {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Option<thread::JoinHandle<Result<()>>>,
     started: Instant,
 }
 
@@ -95,9 +101,12 @@ impl Oracle {
             TRUNCATE oracle";
         cluster.leader()?.query(table)?;
         cluster.wait_caught_up(Duration::from_secs(20))?;
-        let shared = Arc::new(Shared { hosts: Mutex::new(cluster.addresses()), ..Shared::default() });
-        let patient: Vec<(u32, Address)> =
-            load.patient.iter().map(|id| (*id, cluster.node(*id).address.clone())).collect();
+        let patient = load.patient.iter().map(|id| (*id, cluster.node(*id).address.clone())).collect();
+        let shared = Arc::new(Shared {
+            hosts: Mutex::new(cluster.addresses()),
+            patient: Mutex::new(patient),
+            ..Shared::default()
+        });
         let theirs = shared.clone();
         let work = move || -> Result<()> {
             runtime()?.block_on(async {
@@ -105,14 +114,10 @@ impl Oracle {
                 for number in 0..load.workers {
                     tasks.push(tokio::spawn(worker(number, load.clone(), theirs.clone())));
                 }
-                let patients: Vec<_> = patient
-                    .into_iter()
-                    .map(|(id, address)| tokio::spawn(patient_client(id, address, theirs.clone())))
-                    .collect();
+                patient_clients(&theirs).await;
                 for task in tasks {
                     task.await?;
                 }
-                patients.iter().for_each(tokio::task::JoinHandle::abort);
                 Ok(())
             })
         };
@@ -136,6 +141,11 @@ impl Oracle {
     /// The cluster has other members now: the ordinary workers dial these.
     pub fn set_hosts(&self, hosts: Vec<Address>) {
         *lock(&self.shared.hosts) = hosts;
+    }
+
+    /// Nodes have come or gone: these have a patient client each.
+    pub fn set_patient(&self, nodes: Vec<(u32, Address)>) {
+        *lock(&self.shared.patient) = nodes;
     }
 
     /// Ends the load and gives its record.
@@ -228,6 +238,27 @@ async fn worker(client: u32, load: Load, shared: Arc<Shared>) {
             }
         }
     }
+}
+
+/// Has a patient client for each node that is to have one, until the end of the load.
+async fn patient_clients(shared: &Arc<Shared>) {
+    let mut clients: BTreeMap<u32, JoinHandle<()>> = BTreeMap::new();
+    while !shared.stop.load(Ordering::Relaxed) {
+        for (node, address) in lock(&shared.patient).clone() {
+            clients
+                .entry(node)
+                .or_insert_with(|| tokio::spawn(patient_client(node, address, shared.clone())));
+        }
+        clients.retain(|node, client| {
+            let wanted = shared.is_wanted(*node);
+            if !wanted {
+                client.abort();
+            }
+            wanted
+        });
+        sleep(PATIENT_PERIOD).await;
+    }
+    clients.values().for_each(JoinHandle::abort);
 }
 
 /// Writes to one server for ever; leaves a connection only when it is closed.

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, waitpid,
+};
 
 use crate::wait::wait_for;
 
@@ -35,13 +37,29 @@ pub struct Process {
 
 /// All living processes whose working directory is `dir`, without zombies.
 pub fn in_directory(dir: &Path) -> Vec<Process> {
+    living(|pid| works_in(pid, dir))
+}
+
+fn living(wanted: impl Fn(i32) -> bool) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<Process> = entries
         .flatten()
         .filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?))
-        .filter(|process| !reaped(process) && process.state != 'Z' && works_in(process.pid, dir))
+        .filter(|process| !reaped(process) && process.state != 'Z' && wanted(process.pid))
         .collect();
     found.sort_by_key(|process| process.pid);
+    found
+}
+
+/// All living processes below a process: its children, their children, and so on.
+pub fn descendants(pid: i32) -> Vec<Process> {
+    let all = living(|_| true);
+    let mut found: Vec<Process> = Vec::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        let children = all.iter().filter(|process| process.parent == parent);
+        found.extend(children.inspect(|child| parents.push(child.pid)).cloned());
+    }
     found
 }
 
@@ -65,7 +83,11 @@ pub fn wait_reaped(pid: i32, timeout: Duration) -> Result<()> {
 }
 
 fn works_in(pid: i32, dir: &Path) -> bool {
-    fs::read_link(PathBuf::from(format!("/proc/{pid}/cwd"))).is_ok_and(|cwd| cwd == dir)
+    works_where(pid).is_some_and(|cwd| cwd == dir)
+}
+
+fn works_where(pid: i32) -> Option<PathBuf> {
+    fs::read_link(PathBuf::from(format!("/proc/{pid}/cwd"))).ok()
 }
 
 fn read(pid: i32) -> Option<Process> {
@@ -100,10 +122,27 @@ pub fn signal(pid: i32, signal: Signal) -> Result<()> {
     }
 }
 
+/// Sends a signal to a process group; one that is gone already is no error.
+pub fn signal_group(leader: i32, signal: Signal) -> Result<()> {
+    match kill_process_group(Pid::from_raw(leader).context("process number 0")?, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("could not send {signal:?} to group {leader}")),
+    }
+}
+
 /// kill -9 of everything that works in `dir`, until nothing does.
 pub fn kill_all(dir: &Path) -> Result<()> {
+    kill_while(dir, || in_directory(dir))
+}
+
+/// kill -9 of everything that works in `dir` or below, until nothing does.
+pub fn kill_below(dir: &Path) -> Result<()> {
+    kill_while(dir, || living(|pid| works_where(pid).is_some_and(|cwd| cwd.starts_with(dir))))
+}
+
+fn kill_while(dir: &Path, there: impl Fn() -> Vec<Process>) -> Result<()> {
     wait_for(&format!("end of all processes in {}", dir.display()), Duration::from_secs(10), || {
-        let left = in_directory(dir);
+        let left = there();
         for process in &left {
             // What can't be killed shows as still there.
             signal(process.pid, Signal::KILL).ok();

@@ -31,14 +31,19 @@ pub fn init(cluster: &Cluster, node: &Node) -> Result<()> {
 
 /// A further node: `bihactl add --start`, until it counts as a voter: nodes are added one at a time.
 pub fn add(cluster: &Cluster, node: &Node) -> Result<()> {
-    let mut command = bihactl(cluster, "add", node);
-    command.arg("--start").arg("--log").arg(&node.log);
-    run(&mut command)?;
+    run(&mut add_command(cluster, node))?;
     let joining = format!("SELECT joining FROM biha.config() WHERE id = {}", node.id);
     wait_until(&format!("node {} to be a voter", node.id), Duration::from_secs(30), || {
         ensure!(cluster.leader()?.biha_value(&joining)? == "f", "it is still joining");
         Ok(())
     })
+}
+
+/// The `bihactl add` of a further node.
+pub fn add_command(cluster: &Cluster, node: &Node) -> Command {
+    let mut command = bihactl(cluster, "add", node);
+    command.arg("--start").arg("--log").arg(&node.log);
+    command
 }
 
 fn bihactl(cluster: &Cluster, action: &str, node: &Node) -> Command {

@@ -23,6 +23,8 @@ pub fn is_root() -> bool {
 pub struct Runner {
     /// Network namespace to run in, or the harness's own.
     pub namespace: Option<String>,
+    /// Added to the environment.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Runner {
@@ -48,7 +50,8 @@ impl Runner {
         for name in ["PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGDATA", "PGOPTIONS", "PGSERVICE"] {
             command.env_remove(name);
         }
-        command.env("LC_ALL", "C.UTF-8").current_dir("/").stdin(Stdio::null());
+        command.env("LC_ALL", "C.UTF-8").envs(self.environment.iter().cloned());
+        command.current_dir("/").stdin(Stdio::null());
         command
     }
 }

@@ -65,8 +65,7 @@ fn seen(node: &Node, title: &str) -> Result<Option<i32>> {
 
 /// It was too late, or the node says that it needs a word, or it is lost.
 fn after_rewind(node: &Node, told: &mut String) -> Result<Remedy> {
-    let mode = fs::metadata(&node.data)?.permissions().mode() & 0o7777;
-    if mode == CLOSED && node.processes().is_empty() {
+    if half_rewound(node)? {
         let refused = node.start().is_err();
         ensure!(refused, "node {} was started on a half-rewound directory", node.id);
         *told = "broke off".into();
@@ -81,6 +80,12 @@ fn after_rewind(node: &Node, told: &mut String) -> Result<Remedy> {
         state => anyhow::bail!("it is {state}"),
     }
     Ok(Remedy::None)
+}
+
+/// Was the node's rewind cut short after the point of no return? PostgreSQL does not start there.
+pub fn half_rewound(node: &Node) -> Result<bool> {
+    let mode = fs::metadata(&node.data)?.permissions().mode() & 0o7777;
+    Ok(mode == CLOSED && node.processes().is_empty())
 }
 
 /// The node's state file is damaged while it is down; started again it must refuse to take part.

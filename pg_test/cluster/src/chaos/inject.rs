@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::chaos::damage;
+use crate::chaos::hardware;
+use crate::chaos::interrupted;
 use crate::chaos::operator;
 use crate::chaos::plan::{Fault, Kind, Target};
 use crate::chaos::random::Random;
@@ -36,6 +38,14 @@ pub enum Remedy {
     Remove(u32),
     /// The node is removed and made anew.
     MakeAnew(u32),
+    /// What fills the disk is removed.
+    Room(u32),
+    /// The disk answers again.
+    Answer(u32),
+    /// The nodes are ended, their disks checked, and they are started again.
+    Mend(Vec<u32>),
+    /// The wall clock is set right.
+    Clock(u32),
 }
 
 /// A fault that was done.
@@ -49,6 +59,8 @@ pub struct Struck {
     pub blows: Vec<Blow>,
     /// Clients may get answers late that were given before.
     pub cuts_clients: bool,
+    /// A disk was sick, which may have ended a server, or hindered a rewind.
+    pub sick_disk: bool,
     /// What the cluster promised to keep, as a query in biha_db that must say true.
     pub promised: Option<String>,
     /// What came of it, for the protocol.
@@ -62,6 +74,7 @@ impl Struck {
             remedy,
             blows: Vec::new(),
             cuts_clients: false,
+            sick_disk: false,
             promised: None,
             told: String::new(),
         }
@@ -137,6 +150,13 @@ pub fn strike(cluster: &mut Cluster, leader: u32, fault: &Fault, spared: &[u32])
         Kind::StateTruncated | Kind::StateFlipped | Kind::StateSwapped => {
             damage::state_file(cluster, &node, fault)?.dead(at)
         }
+        Kind::DiskFull | Kind::DiskRefuses | Kind::DiskHangs | Kind::DiskSlow => {
+            hardware::disk(cluster, &node, fault)?
+        }
+        Kind::PowerLoss | Kind::PowerLossAll => hardware::power(cluster, &node, fault)?,
+        Kind::ClockStep => hardware::clock(cluster, &node, fault.chance)?,
+        Kind::AddKilled => interrupted::add_killed(cluster, &node, fault)?,
+        Kind::RestartStorm => interrupted::storm(&node, fault.chance)?.dead(at),
     };
     Ok(struck)
 }
@@ -166,12 +186,16 @@ fn kill_backend(node: &Node, chance: u64) -> Result<Struck> {
     ensure!(!children.is_empty(), "node {} has no processes but its postmaster", node.id);
     let victim = &children[Random::new(chance).index(children.len())];
     process::signal(victim.pid, Signal::KILL)?;
-    Ok(Struck::new(node.id, Remedy::None).told(victim.title.clone()))
+    // Without a startup process a standby ends.
+    let ends = victim.title.contains(": startup ");
+    let remedy = if ends { Remedy::Start(vec![node.id]) } else { Remedy::None };
+    Ok(Struck::new(node.id, remedy).told(victim.title.clone()))
 }
 
 fn kill_everything(cluster: &Cluster, id: u32) -> Result<Struck> {
     let at = wall();
     let ids: Vec<u32> = cluster.nodes().iter().map(|node| node.id).collect();
+    cluster.thaw_disks();
     cluster.nodes().iter().try_for_each(Node::kill_all)?;
     let mut struck = Struck::new(id, Remedy::Start(ids.clone()));
     struck.blows = ids.into_iter().map(|node| Blow { node, at, woke: None }).collect();
@@ -226,22 +250,34 @@ fn network(cluster: &Cluster, node: &Node, fault: &Fault) -> Result<Struck> {
     Ok(struck)
 }
 
-/// Undoes what is transient: links and frozen nodes first, then what is down is started.
+/// Undoes what is transient: links, disks, clocks and frozen nodes first, then what is down is started.
 pub fn undo(cluster: &Cluster, done: &mut [Struck]) -> Result<()> {
     if done.iter().any(|struck| struck.remedy == Remedy::Heal) {
         cluster.heal()?;
     }
+    let (mut down, mut sick): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     for struck in done.iter_mut() {
-        if let Remedy::Thaw(id) = struck.remedy {
-            let woke = wall();
-            cluster.node(id).thaw()?;
-            struck.blows.iter_mut().for_each(|blow| blow.woke = Some(woke));
+        let woke = wall();
+        match &struck.remedy {
+            Remedy::Thaw(id) => cluster.node(*id).thaw()?,
+            Remedy::Room(id) => cluster.disk(*id)?.empty()?,
+            Remedy::Answer(id) => cluster.disk(*id)?.thaw(),
+            Remedy::Mend(ids) => {
+                for id in ids {
+                    cluster.node(*id).kill_all()?;
+                    cluster.disk(*id)?.mend()?;
+                }
+                down.extend(ids);
+            }
+            Remedy::Clock(id) => cluster.clock(*id).context("a node without a clock")?.set(woke, 0)?,
+            Remedy::Start(ids) => down.extend(ids),
+            Remedy::None | Remedy::Heal | Remedy::Remove(_) | Remedy::MakeAnew(_) => {}
         }
-    }
-    let mut down: Vec<u32> = Vec::new();
-    for struck in done.iter() {
-        if let Remedy::Start(ids) = &struck.remedy {
-            down.extend(ids);
+        if let Remedy::Room(id) | Remedy::Answer(id) = struck.remedy {
+            sick.push(id);
+        }
+        for blow in struck.blows.iter_mut().filter(|blow| blow.woke.is_some()) {
+            blow.woke = Some(woke);
         }
     }
     down.sort_unstable();
@@ -252,7 +288,7 @@ pub fn undo(cluster: &Cluster, done: &mut [Struck]) -> Result<()> {
         node.wait_gone(SOON)?;
         node.start_unawaited()?;
     }
-    Ok(())
+    sick.into_iter().try_for_each(|id| hardware::revive(cluster.node(id)))
 }
 
 /// Lets a fault be for so long.

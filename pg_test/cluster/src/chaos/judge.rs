@@ -51,8 +51,11 @@ pub fn all(
     violations.extend(registers(&seen.entries, round.lossless));
     violations.extend(one_node_a_timeline(&seen.entries));
     let lease = i64::try_from(LEASE_MIN.as_micros())?;
-    violations.extend(reign::violations(&reign::reigns(&protocol.events, &protocol.blows, lease)));
-    ensure!(!protocol.events.is_empty() && seen.sums > 0 && !seen.entries.is_empty(), "nothing was seen");
+    violations.extend(reign::violations(&reign::reigns(&protocol.witness.events, &protocol.blows, lease)));
+    ensure!(
+        !protocol.witness.events.is_empty() && seen.sums > 0 && !seen.entries.is_empty(),
+        "nothing was seen"
+    );
     Ok(Report {
         done,
         acknowledged: verdict.acknowledged,

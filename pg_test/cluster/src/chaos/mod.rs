@@ -2,7 +2,9 @@
 //! registers are linearizable, nobody leads beside another, and the cluster heals without hands.
 
 mod damage;
+mod hardware;
 pub mod inject;
+mod interrupted;
 mod judge;
 mod operator;
 pub mod plan;
@@ -11,4 +13,5 @@ pub mod register;
 pub mod reign;
 pub mod report;
 pub mod round;
+pub mod witness;
 pub mod workload;

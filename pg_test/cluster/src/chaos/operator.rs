@@ -1,16 +1,19 @@
 //! What an operator does, also while things go wrong: commands that may be refused, and are tried again.
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::chaos::damage::half_rewound;
 use crate::chaos::inject::{LATER, Remedy, SOON, Struck, struck};
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::run::run;
 use crate::wait::wait_until;
 
+/// So long is a cluster left to itself before an operator looks.
+const A_MOMENT: Duration = Duration::from_secs(3);
 /// The hint of a removal after which a quorum could lack what was acknowledged.
 const RAISE: &str = "Raise biha.set_sync_standbys by one first";
 
@@ -90,22 +93,25 @@ pub fn membership(cluster: &mut Cluster, node: &Node, spared: &[u32]) -> Result<
 }
 
 fn add(cluster: &mut Cluster) -> Result<()> {
-    let leader = cluster.wait_leader(SOON)?;
-    // It names the node that was asked for it, and that one may be gone.
-    let magic = leader.biha_value("SELECT biha.get_magic_string()")?;
-    fs::write(cluster.directory.join("magic"), magic)?;
+    write_magic(cluster)?;
     cluster.add_node().map(drop)
 }
 
+/// For the next `bihactl add`: the magic string names the node that was asked for it, and that one may be gone.
+pub fn write_magic(cluster: &Cluster) -> Result<()> {
+    let magic = cluster.wait_leader(SOON)?.biha_value("SELECT biha.get_magic_string()")?;
+    fs::write(cluster.directory.join("magic"), magic).context("could not write the magic string")
+}
+
 /// Removes members that are none of ours: an addition that failed after its half.
-fn drop_strangers(cluster: &Cluster) -> Result<()> {
-    let leader = cluster.wait_leader(LATER)?;
-    for row in leader.biha("SELECT id FROM biha.config()")? {
+fn drop_strangers(cluster: &mut Cluster) -> Result<()> {
+    let members = cluster.wait_leader(LATER)?.biha("SELECT id FROM biha.config()")?;
+    for row in members {
         let id: u32 = row[0].as_deref().context("a member without a number")?.parse()?;
         if cluster.nodes().iter().all(|node| node.id != id) {
             let sql = format!("SELECT biha.remove_node({id})");
             until_true(cluster, &format!("the removal of node {id}, half added"), &sql)?;
-            crate::process::kill_all(&cluster.directory.join(format!("n{id}")))?;
+            cluster.clear_away(id)?;
         }
     }
     Ok(())
@@ -142,14 +148,35 @@ pub fn remove(cluster: &mut Cluster, id: u32) -> Result<()> {
     if raised {
         synchronous(standbys)?;
     }
-    let node = cluster.forget(id)?;
-    node.kill_all()?;
-    // Its log stays.
-    fs::remove_dir_all(&node.data).with_context(|| format!("could not remove {}", node.data.display()))
+    cluster.forget(id)?;
+    cluster.clear_away(id)
 }
 
 /// "Making a node anew" of the manual, under a new number.
 pub fn make_anew(cluster: &mut Cluster, id: u32) -> Result<()> {
     remove(cluster, id)?;
     add(cluster)
+}
+
+/// What an operator does about nodes that are not back in a while: one whose rewind was cut short by a fault is made
+/// anew, and one whose rewind a sick disk hindered is told that the disk is well. Whatever else is wrong stays so.
+pub fn tend(cluster: &mut Cluster, sick_disk: bool) -> Result<()> {
+    let started = Instant::now();
+    while started.elapsed() < LATER && cluster.wait_healthy(A_MOMENT).is_err() {
+        let mut broken = None;
+        for node in cluster.nodes() {
+            if half_rewound(node)? {
+                broken = Some(node.id);
+            } else if sick_disk && node.own_status().is_ok_and(|own| own.state == "NODE_ERROR") {
+                let told = node.biha("SELECT biha.error_details()::text")?;
+                eprintln!("    node {}: {told:?}, reset", node.id);
+                node.biha("SELECT biha.reset_node_error()")?;
+            }
+        }
+        if let Some(id) = broken {
+            eprintln!("    node {id} lies half rewound and is made anew");
+            make_anew(cluster, id)?;
+        }
+    }
+    Ok(())
 }

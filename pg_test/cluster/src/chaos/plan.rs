@@ -55,16 +55,35 @@ pub enum Kind {
     StateFlipped,
     /// `biha.state` is replaced by another node's while its node is down.
     StateSwapped,
+    /// Nothing more fits on a node's disk.
+    DiskFull,
+    /// A node's disk refuses writes, until the node is down, its file system checked, and the node started again.
+    DiskRefuses,
+    /// A node's disk does not answer.
+    DiskHangs,
+    /// A node's disk answers slowly.
+    DiskSlow,
+    /// A node loses its power, and what it had not synced; started again.
+    PowerLoss,
+    /// All nodes lose their power; all started again.
+    PowerLossAll,
+    /// `bihactl add` or its pg_basebackup is killed half-way; done again.
+    AddKilled,
+    /// A node is stopped, killed and started many times in quick succession.
+    RestartStorm,
+    /// A node's wall clock is set, by minutes to weeks.
+    ClockStep,
 }
 
 use Kind::{
-    CutOneWay, CutPair, FreezeLong, FreezeShort, KillAgent, KillAll, KillBackend, KillController, KillNode,
-    KillPostmaster, LinkDown, Loss, Membership, Partition, RewindKilled, Settings, Silence, SlowLink,
+    AddKilled, ClockStep, CutOneWay, CutPair, DiskFull, DiskHangs, DiskRefuses, DiskSlow, FreezeLong,
+    FreezeShort, KillAgent, KillAll, KillBackend, KillController, KillNode, KillPostmaster, LinkDown, Loss,
+    Membership, Partition, PowerLoss, PowerLossAll, RestartStorm, RewindKilled, Settings, Silence, SlowLink,
     StateFlipped, StateSwapped, StateTruncated, StopFast, StopImmediate, Switchover,
 };
 
 /// All of them.
-pub const KINDS: [Kind; 24] = [
+pub const KINDS: [Kind; 33] = [
     KillPostmaster,
     KillController,
     KillAgent,
@@ -89,10 +108,19 @@ pub const KINDS: [Kind; 24] = [
     StateTruncated,
     StateFlipped,
     StateSwapped,
+    DiskFull,
+    DiskRefuses,
+    DiskHangs,
+    DiskSlow,
+    PowerLoss,
+    PowerLossAll,
+    AddKilled,
+    RestartStorm,
+    ClockStep,
 ];
 
 /// What is over in an instant: any two of them can be done at once.
-const INSTANT: [Kind; 14] = [
+const INSTANT: [Kind; 20] = [
     KillPostmaster,
     KillController,
     KillAgent,
@@ -107,18 +135,40 @@ const INSTANT: [Kind; 14] = [
     LinkDown,
     StopImmediate,
     Loss,
+    DiskFull,
+    DiskRefuses,
+    DiskHangs,
+    DiskSlow,
+    PowerLoss,
+    ClockStep,
 ];
 /// What leaves no node that is there but does not answer: an operator's commands are tried under it.
-const FIRE: [Kind; 8] =
-    [KillPostmaster, KillController, KillAgent, KillBackend, KillNode, StopImmediate, Loss, SlowLink];
+const FIRE: [Kind; 11] = [
+    KillPostmaster,
+    KillController,
+    KillAgent,
+    KillBackend,
+    KillNode,
+    StopImmediate,
+    Loss,
+    SlowLink,
+    DiskSlow,
+    PowerLoss,
+    ClockStep,
+];
 /// An operator's commands.
 const COMMANDS: [Kind; 4] = [Switchover, Settings, Membership, StopFast];
 
 impl Kind {
+    /// Does it need nodes with disks of their own?
+    fn needs_disk(self) -> bool {
+        matches!(self, DiskFull | DiskRefuses | DiskHangs | DiskSlow | PowerLoss | PowerLossAll)
+    }
+
     /// Does a leader that gives up its office for it lose nothing that it acknowledged, also without synchronous
     /// standbys?
     pub fn loses_nothing(self) -> bool {
-        matches!(self, Switchover | StopFast | Settings | Membership)
+        matches!(self, Switchover | StopFast | Settings | Membership | AddKilled)
     }
 
     /// Is the fault there for a time, and how long, in ms? For what is killed or stopped: how long it is down.
@@ -128,8 +178,13 @@ impl Kind {
             FreezeLong => random.between(600, 1500),
             CutOneWay | CutPair | Partition | Silence | LinkDown => random.between(300, 1500),
             Loss | SlowLink => random.between(1000, 2500),
-            KillPostmaster | KillNode | KillAll | StopFast | StopImmediate => random.between(0, 800),
+            KillPostmaster | KillNode | KillAll | StopFast | StopImmediate | PowerLoss | PowerLossAll => {
+                random.between(0, 800)
+            }
             RewindKilled => random.between(0, 600),
+            DiskFull | DiskRefuses | DiskHangs => random.between(300, 3500),
+            DiskSlow => random.between(1000, 3000),
+            ClockStep => random.between(200, 1500),
             _ => 0,
         }
     }
@@ -194,18 +249,18 @@ impl fmt::Display for Step {
 }
 
 /// Works out steps with `faults` faults in all: every kind comes as often as any other, give or take one, and
-/// every third step is of two faults more.
-pub fn plan(seed: u64, faults: usize) -> Vec<Step> {
+/// every fourth step is of two faults more. Without `disks` there is nothing that needs a node's own.
+pub fn plan(seed: u64, faults: usize, disks: bool) -> Vec<Step> {
     let mut random = Random::new(seed);
     let mut bag: Vec<Kind> = Vec::new();
     let (mut steps, mut planned) = (Vec::new(), 0);
     while planned < faults {
-        let pair = steps.len() % 3 == 2 && planned + 2 <= faults;
+        let pair = steps.len() % 4 == 3 && planned + 2 <= faults;
         let kinds = if pair {
-            two(&mut random)
+            two(&mut random, disks)
         } else {
             if bag.is_empty() {
-                bag = KINDS.to_vec();
+                bag = possible(&KINDS, disks);
                 random.shuffle(&mut bag);
             }
             bag.pop().into_iter().collect()
@@ -217,13 +272,22 @@ pub fn plan(seed: u64, faults: usize) -> Vec<Step> {
     steps
 }
 
-fn two(random: &mut Random) -> Vec<Kind> {
+fn possible(kinds: &[Kind], disks: bool) -> Vec<Kind> {
+    kinds.iter().copied().filter(|kind| disks || !kind.needs_disk()).collect()
+}
+
+fn two(random: &mut Random, disks: bool) -> Vec<Kind> {
+    let (instant, fire) = (possible(&INSTANT, disks), possible(&FIRE, disks));
     let mut any = |list: &[Kind]| list[random.index(list.len())];
-    let first = any(&INSTANT);
+    let first = any(&instant);
     match any(&[KillAll, Loss, Settings, Settings]) {
         KillAll => vec![first, KillAll],
-        Loss => vec![first, any(&INSTANT)],
-        _ => vec![any(&FIRE), any(&COMMANDS)],
+        Loss => vec![first, any(&instant)],
+        _ => match (any(&fire), any(&COMMANDS)) {
+            // A base backup through a thin link takes minutes.
+            (SlowLink, Membership) => vec![Loss, Membership],
+            (fire, command) => vec![fire, command],
+        },
     }
 }
 
@@ -241,9 +305,9 @@ mod tests {
 
     #[test]
     fn a_seed_is_one_plan_and_holds_every_kind() {
-        let steps = plan(1, 60);
-        assert_eq!(steps, plan(1, 60));
-        assert_ne!(steps, plan(2, 60));
+        let steps = plan(1, 60, true);
+        assert_eq!(steps, plan(1, 60, true));
+        assert_ne!(steps, plan(2, 60, true));
         assert_eq!(steps.iter().map(|step| step.faults.len()).sum::<usize>(), 60);
         let kinds: BTreeSet<Kind> =
             steps.iter().flat_map(|step| &step.faults).map(|fault| fault.kind).collect();

@@ -1,5 +1,5 @@
 //! Clients beside the oracle's: transfers between accounts, whose sum never changes, and reads and writes of
-//! registers, whose history is kept.
+//! registers, whose history is kept. And somebody who cancels and terminates whatever waits for standbys.
 //!
 //! A register is read with FOR UPDATE: such a read is a commit, and passes biha's gate like one. A plain SELECT
 //! promises nothing: a leader that was deposed answers it.
@@ -151,6 +151,7 @@ async fn work(shared: Arc<Shared>, seed: u64) -> Result<()> {
     }
     tasks.push(tokio::spawn(client(200).audit(TargetSessionAttrs::ReadWrite)));
     tasks.push(tokio::spawn(client(201).audit(TargetSessionAttrs::Any)));
+    tasks.push(tokio::spawn(client(300).cancel()));
     for task in tasks {
         task.await?;
     }
@@ -223,6 +224,27 @@ impl Client {
                     self.shared.note_sum(&rows, &right);
                     sleep(PAUSE).await;
                 }
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Cancels or terminates sessions that wait for synchronous standbys: nobody may be told of such a commit.
+    async fn cancel(mut self) {
+        let mut connection = None;
+        while self.goes_on() {
+            let open = match connection.take() {
+                Some(open) => open,
+                None => match self.connect().await {
+                    Some(open) => open,
+                    None => continue,
+                },
+            };
+            let how = if self.random.below(4) == 0 { "terminate" } else { "cancel" };
+            let sql =
+                format!("SELECT pg_{how}_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+            if ask(&open, &sql).await.is_ok() {
+                connection = Some(open);
             }
             sleep(PAUSE).await;
         }

@@ -4,7 +4,7 @@
 use std::env;
 
 use anyhow::{Context, Result, ensure};
-use biha_cluster_tests::chaos::round::{self, Round};
+use biha_cluster_tests::chaos::round::{self, BRIEF, Round};
 use biha_cluster_tests::scenario::run;
 
 fn number(name: &str, default: u64) -> Result<u64> {
@@ -14,9 +14,9 @@ fn number(name: &str, default: u64) -> Result<u64> {
     }
 }
 
-fn chaos(name: &str, nodes: u32, lossless: bool, seed: u64, faults: u64) -> Result<()> {
-    let faults = usize::try_from(number("FAULTS", faults)?)?;
-    let round = Round { seed: number("SEED", seed)?, nodes, lossless, faults };
+fn chaos(name: &str, round: Round) -> Result<()> {
+    let faults = usize::try_from(number("FAULTS", round.faults as u64)?)?;
+    let round = Round { seed: number("SEED", round.seed)?, faults, ..round };
     run(name, round::builder(&round), &round::expected(), |cluster, figures| {
         let again = || {
             format!("to play it again: make test-cluster SCENARIO={name} SEED={} FAULTS={faults}", round.seed)
@@ -34,17 +34,28 @@ fn chaos(name: &str, nodes: u32, lossless: bool, seed: u64, faults: u64) -> Resu
     Ok(())
 }
 
+/// Two short rounds, for every day: all kinds of faults between them.
+#[test]
+fn brief_asynchronous() -> Result<()> {
+    chaos("brief_asynchronous", BRIEF[0])
+}
+
+#[test]
+fn brief_lossless() -> Result<()> {
+    chaos("brief_lossless", BRIEF[1])
+}
+
 #[test]
 fn chaos_asynchronous() -> Result<()> {
-    chaos("chaos_asynchronous", 3, false, 1, 50)
+    chaos("chaos_asynchronous", Round { seed: 1, nodes: 3, lossless: false, faults: 60 })
 }
 
 #[test]
 fn chaos_lossless() -> Result<()> {
-    chaos("chaos_lossless", 3, true, 2, 50)
+    chaos("chaos_lossless", Round { seed: 2, nodes: 3, lossless: true, faults: 60 })
 }
 
 #[test]
 fn chaos_lossless_of_five() -> Result<()> {
-    chaos("chaos_lossless_of_five", 5, true, 3, 20)
+    chaos("chaos_lossless_of_five", Round { seed: 3, nodes: 5, lossless: true, faults: 30 })
 }

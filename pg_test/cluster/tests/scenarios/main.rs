@@ -1,6 +1,7 @@
 //! Every scenario is one file with one sentence of intent. They are one program, run one after the other
 //! (`--test-threads=1`): each has its own cluster, and their timing matters.
 
+mod autoreclone;
 mod chaos;
 mod common;
 mod fenced_server;
@@ -15,13 +16,16 @@ mod lossless;
 mod lost_transactions;
 mod membership_under_load;
 mod minnodes_read_only;
+mod older_memory;
 mod operators_stop_wins;
 mod partition_of_leader;
+mod power_loss;
 mod promotion_by_hand;
 mod receiver_stop;
 mod restart_in_place;
 mod rewind_interrupted;
 mod settings_from_any_node;
+mod several_timelines;
 mod sick_leader;
 mod silent_loss_of_leader;
 mod stands_aside;

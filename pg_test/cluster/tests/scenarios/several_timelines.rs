@@ -1,0 +1,70 @@
+//! A follower that comes back after several changes of leader streams one timeline after the other without PostgreSQL's
+//! pause at the end of each.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::node::StopMode;
+use biha_cluster_tests::scenario::run;
+use biha_cluster_tests::wait::wait_until;
+
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+
+/// How many timelines begin while the follower is down.
+const TIMELINES: u32 = 4;
+/// `wal_retrieve_retry_interval` of the follower, on its command line, where biha's own value does not count: a single
+/// pause of that length is more than the limit.
+const RETRY: &str = "wal_retrieve_retry_interval=60s";
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn follower_comes_up_through_several_timelines() {
+    let name = "follower_comes_up_through_several_timelines";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t AS SELECT 0 AS n")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        let (other, late) = (cluster.others(leader.id)[0], cluster.others(leader.id)[1]);
+        late.stop(StopMode::Fast)?;
+        let before = leader.timeline()?;
+        let pair = [leader, other];
+        for turn in 1..=TIMELINES {
+            let from = pair[usize::try_from(turn + 1)? % 2];
+            let to = pair[usize::try_from(turn)? % 2];
+            from.query(&format!("INSERT INTO t VALUES ({turn})"))?;
+            wait_until("the switchover", A_MINUTE, || {
+                // Asked for again where it was done already, or was refused because the target does not stream yet.
+                if cluster.leader_among(&pair)?.id != to.id {
+                    cluster.set_leader(from, to.id)?;
+                }
+                ensure!(cluster.leader_among(&pair)?.id == to.id, "node {} does not lead", to.id);
+                Ok(())
+            })?;
+        }
+        let leader = cluster.leader_among(&pair)?;
+        let after = leader.timeline()?;
+        ensure!(after >= before + TIMELINES, "timeline {after} after {before}");
+        let mark = late.log_mark();
+        let started = Instant::now();
+        late.start_with_setting(RETRY)?;
+        ensure!(late.value("SHOW wal_retrieve_retry_interval")? == "1min", "biha's own value counts");
+        wait_until("the follower to stream the newest timeline", LIMIT, || {
+            let sql = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+            ensure!(late.value(sql)? == "1", "it does not stream");
+            let timeline = late.timeline()?;
+            ensure!(timeline == after, "it streams timeline {timeline}");
+            Ok(())
+        })?;
+        figures.note("timelines", format!("{before} to {after}"));
+        figures.time("streams after", started.elapsed());
+        // Not by a shorter way.
+        for timeline in before..after {
+            late.wait_log(mark, &format!("End of WAL reached on timeline {timeline} "), TEN_SECONDS)?;
+        }
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        let rows = late.value("SELECT count(*) FROM t")?;
+        ensure!(rows == (TIMELINES + 1).to_string(), "the follower has {rows} rows");
+        Ok(())
+    });
+}
