@@ -64,7 +64,8 @@ lint:
 
 .PHONY: check
 check: deps
-	$(MAKE) lint test-crates test-server test-side-by-side
+	$(CARGO) fmt --all -- --check
+	$(MAKE) test-crates test-server test-side-by-side
 
 # All but the proofs and what needs a cluster.
 .PHONY: test-crates
@@ -78,10 +79,10 @@ test-crates:
 test-proofs:
 	$(CARGO) test -p biha-core --test model --test faults -- --nocapture
 
-# Proofs and fuzzing need processors, real servers mostly wait for time to pass: the servers come first.
+# Proofs, fuzzing and lints need processors, real servers mostly wait for time to pass: the servers come first.
 .PHONY: test-side-by-side
 test-side-by-side:
-	@log=$(TARGET)/proofs.log; nice -n 19 $(MAKE) test-proofs fuzz >$$log 2>&1 & proofs=$$!; \
+	@log=$(TARGET)/proofs.log; nice -n 19 $(MAKE) test-proofs fuzz lint >$$log 2>&1 & proofs=$$!; \
 	$(MAKE) test-cluster; cluster=$$?; \
 	wait $$proofs; proven=$$?; cat $$log; exit $$((cluster | proven))
 

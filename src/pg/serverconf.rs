@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::paths;
 
-/// How many changes may follow each other at once without an fsync.
-const SPARES: usize = 4;
+/// How many changes may follow each other at once without an fsync. A switchover takes two or three on each node.
+const SPARES: usize = 16;
 /// The size of a file that is overwritten: one block, so that it comes to disk as a whole.
 const BLOCK: usize = 4096;
 
