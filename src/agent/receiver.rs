@@ -42,8 +42,8 @@ pub struct Receiver {
     nudge_until: Option<Instant>,
     /// When WAL was last being streamed, or a leader chosen.
     silent_since: Instant,
-    /// When `conf` was last written.
-    written_at: Instant,
+    /// When `conf` was last written; `None` once its spare files have been made again.
+    written_at: Option<Instant>,
 }
 
 impl Receiver {
@@ -64,7 +64,7 @@ impl Receiver {
             certain: false,
             nudge_until: None,
             silent_since: Instant::now(),
-            written_at: Instant::now(),
+            written_at: Some(Instant::now()),
         }
     }
 
@@ -166,7 +166,7 @@ impl Receiver {
         self.certain = false;
         self.conf.replace().map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
         self.certain = true;
-        self.written_at = Instant::now();
+        self.written_at = Some(Instant::now());
         gate.receiver_epoch_written.store(epoch, Ordering::SeqCst);
         xlog::signal_postmaster(libc::SIGHUP);
         Ok(())
@@ -193,10 +193,11 @@ impl Receiver {
         {
             pgrx::warning!("{text}");
         }
-        if self.written_at.elapsed() > SETTLED
-            && let Err(error) = serverconf::keep_spares()
-        {
-            debug1!("could not make a spare for \"{}\": {error}", paths::SERVER_CONF);
+        if self.written_at.is_some_and(|at| at.elapsed() > SETTLED) {
+            match serverconf::keep_spares() {
+                Ok(()) => self.written_at = None,
+                Err(error) => debug1!("could not make a spare for \"{}\": {error}", paths::SERVER_CONF),
+            }
         }
     }
 

@@ -288,6 +288,16 @@ mod tests {
         }
     }
 
+    /// What is in a data directory with the source's data and this node's own files.
+    const OWN_AND_THEIRS: [(&str, &str); 6] = [
+        ("postgresql.conf", "mine"),
+        ("pg_biha/biha.state", "state"),
+        ("log/a.log", "old log"),
+        ("conf.d/x.conf", "x"),
+        ("base/1", "theirs"),
+        ("backup_label", "theirs"),
+    ];
+
     #[test]
     fn own_files_come_back_and_the_sources_go() {
         let node = Node::new();
@@ -307,14 +317,7 @@ mod tests {
         fs::write(node.data().join("log/b.log"), "theirs").unwrap();
 
         aside.bring_back().unwrap();
-        for (name, text) in [
-            ("postgresql.conf", "mine"),
-            ("pg_biha/biha.state", "state"),
-            ("log/a.log", "old log"),
-            ("conf.d/x.conf", "x"),
-            ("base/1", "theirs"),
-            ("backup_label", "theirs"),
-        ] {
+        for (name, text) in OWN_AND_THEIRS {
             assert_eq!(node.read(name).as_deref(), Some(text), "{name}");
         }
         for gone in ["server.key", "log/b.log", "backup_label.old", "recovery.signal", "standby.signal"] {
@@ -345,14 +348,7 @@ mod tests {
         }
         carry_over(&node.data(), &copy, Some("log".as_ref())).unwrap();
         let read = |name: &str| fs::read_to_string(copy.join(name)).ok();
-        for (name, text) in [
-            ("postgresql.conf", "mine"),
-            ("pg_biha/biha.state", "state"),
-            ("log/a.log", "old log"),
-            ("conf.d/x.conf", "x"),
-            ("base/1", "theirs"),
-            ("backup_label", "theirs"),
-        ] {
+        for (name, text) in OWN_AND_THEIRS {
             assert_eq!(read(name).as_deref(), Some(text), "{name}");
         }
         for gone in ["server.key", "backup_manifest", "backup_label.old", "standby.signal"] {

@@ -70,7 +70,7 @@ pub fn run(life: &Life, code: i32) {
 /// Rewinds, or where that breaks off and it is allowed, makes a new copy. Returns whether the operator wants the server
 /// to stop.
 fn rewind(source: &str) -> bool {
-    let (mut text, kept) = match rewind::run(source) {
+    let (text, kept) = match rewind::run(source) {
         Outcome::Whole { stop } => return stop,
         Outcome::Broken { text, stop, .. } if stub::is_here() => {
             exit_log(
@@ -86,8 +86,7 @@ fn rewind(source: &str) -> bool {
          add. This node's own files are kept in \"{}\".",
         kept.display()
     );
-    text.insert_str(0, "the rewind of this node broke off: ");
-    exit_log(&text, Some(&hint));
+    exit_log(&format!("the rewind of this node broke off: {text}"), Some(&hint));
     give_up();
 }
 

@@ -58,10 +58,8 @@ impl Node {
         }
         // A removed node that is added anew begins with a new memory: only members' lives are remembered.
         let member = self.config.members.contains_key(&from);
-        if let Message::Refused(known) = message {
-            return self.on_refused(from, known);
-        }
-        if member && !self.met(from, memory) {
+        // A refusal is no word of the sender's that could be refused in turn: two would never come to an end.
+        if member && !matches!(message, Message::Refused(_)) && !self.met(from, memory) {
             return;
         }
         match message {
@@ -79,7 +77,7 @@ impl Node {
             Message::Forward { request, command } => self.on_forward(from, request, command),
             Message::ForwardReply { request, result } => self.on_forward_reply(request, result),
             Message::Event(record) => self.outputs.push(Output::Remember(record)),
-            Message::Refused(_) => {}
+            Message::Refused(known) => self.on_refused(from, known),
         }
     }
 
@@ -124,7 +122,7 @@ impl Node {
 
     /// Another member remembers more of this node than it does itself: this is not the memory it should be.
     fn on_refused(&mut self, from: NodeId, known: Met) {
-        if !self.config.members.contains_key(&from) || self.memory().remembers(&known) {
+        if self.memory().remembers(&known) {
             return;
         }
         let text = format!(

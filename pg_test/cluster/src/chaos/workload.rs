@@ -186,16 +186,18 @@ impl Client {
         }
     }
 
+    /// The session of before, or a new one.
+    async fn session(&mut self, before: Option<Connection>) -> Option<Connection> {
+        match before {
+            Some(open) => Some(open),
+            None => self.connect().await,
+        }
+    }
+
     async fn transfer(mut self) {
         let mut connection = None;
         while self.goes_on() {
-            let open = match connection.take() {
-                Some(open) => open,
-                None => match self.connect().await {
-                    Some(open) => open,
-                    None => continue,
-                },
-            };
+            let Some(open) = self.session(connection.take()).await else { continue };
             let (a, b) = (self.random.between(1, ACCOUNTS), self.random.between(1, ACCOUNTS));
             // In one order: no deadlocks. All of one message is one transaction.
             let (low, high, amount) = (a.min(b), a.max(b), self.random.between(1, 20));
@@ -233,13 +235,7 @@ impl Client {
     async fn cancel(mut self) {
         let mut connection = None;
         while self.goes_on() {
-            let open = match connection.take() {
-                Some(open) => open,
-                None => match self.connect().await {
-                    Some(open) => open,
-                    None => continue,
-                },
-            };
+            let Some(open) = self.session(connection.take()).await else { continue };
             let how = if self.random.below(4) == 0 { "terminate" } else { "cancel" };
             let sql =
                 format!("SELECT pg_{how}_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
@@ -254,13 +250,7 @@ impl Client {
         let mut connection = None;
         let mut written = 0;
         while self.goes_on() {
-            let open = match connection.take() {
-                Some(open) => open,
-                None => match self.connect().await {
-                    Some(open) => open,
-                    None => continue,
-                },
-            };
+            let Some(open) = self.session(connection.take()).await else { continue };
             let key = self.random.between(1, REGISTERS);
             let write = self.random.below(2) == 0;
             written += u64::from(write);

@@ -17,25 +17,19 @@ use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::{wait_for, wait_until};
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, wait_process};
+use crate::common::{
+    A_MINUTE, TEN_SECONDS, expect_stays_down, keeps_little_wal, left_behind, left_behind_lines, wait_process,
+};
 use crate::rewind_interrupted::{CHANGES, begin_rewind, kept};
 
 /// A setting that `biha.autoreclone` is on or off.
 fn builder(autoreclone: &str) -> Builder {
-    Cluster::builder()
-        .setting("biha.autoreclone", autoreclone)
-        .setting("max_slot_wal_keep_size", "16MB")
-        .setting("wal_keep_size", "0")
-        .setting("max_wal_size", "64MB")
+    keeps_little_wal().setting("biha.autoreclone", autoreclone)
 }
 
 fn lines() -> Vec<Expected> {
-    let mut lines = failover_lines();
+    let mut lines = left_behind_lines();
     lines.extend([
-        expect("requested WAL segment * has already been removed", "what this is about"),
-        expect("has lost WAL that its node needs", "the leader says it too"),
-        expect("invalidating slot", "what this is about"),
-        expect("cannot read from replication slot", "the slot was invalidated"),
         expect("walsender*FATAL:  connection to client lost", "a copy is killed"),
         expect(
             "walsender*FATAL:  terminating connection due to administrator command",
@@ -43,25 +37,6 @@ fn lines() -> Vec<Expected> {
         ),
     ]);
     lines
-}
-
-/// A follower that was away for longer than the leader keeps WAL, still down.
-fn left_behind(cluster: &Cluster) -> Result<&Node> {
-    let leader = cluster.leader()?;
-    leader.biha_value("SELECT biha.set_no_wal_on_follower(1000)")?;
-    let away = cluster.others(leader.id)[0];
-    away.stop(StopMode::Fast)?;
-    leader.query("CREATE TABLE much (n int, filler text)")?;
-    let fill = "INSERT INTO much SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n";
-    wait_until("its slot to be lost", A_MINUTE, || {
-        leader.query(fill)?;
-        leader.query("CHECKPOINT")?;
-        let slot =
-            format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'biha_node_{}'", away.id);
-        ensure!(leader.value(&slot)? == "lost", "it is not lost yet");
-        Ok(())
-    })?;
-    Ok(away)
 }
 
 /// Something holds the node's slot on the leader, as what a killed copy has left may do.

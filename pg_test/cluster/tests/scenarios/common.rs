@@ -4,10 +4,12 @@ use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
-use biha_cluster_tests::node::Node;
+use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::process::Process;
 use biha_cluster_tests::verdict::Verdict;
+use biha_cluster_tests::wait::wait_until;
 
 /// A limit for what takes a fraction of a second.
 pub const TEN_SECONDS: Duration = Duration::from_secs(10);
@@ -88,4 +90,43 @@ pub fn diverge(leader: &Node, rows: u32) -> Result<()> {
         "CREATE TABLE only_here AS SELECT n, repeat('x', 100) FROM generate_series(1, {rows}) n"
     ))?;
     Ok(())
+}
+
+/// A cluster whose leaders keep little WAL for followers that are away.
+pub fn keeps_little_wal() -> Builder {
+    Cluster::builder()
+        .setting("max_slot_wal_keep_size", "16MB")
+        .setting("wal_keep_size", "0")
+        .setting("max_wal_size", "64MB")
+}
+
+/// What the logs of such a cluster may say.
+pub fn left_behind_lines() -> Vec<Expected> {
+    let mut lines = failover_lines();
+    lines.extend([
+        expect("requested WAL segment * has already been removed", "what this is about"),
+        expect("has lost WAL that its node needs", "the leader says it too"),
+        expect("invalidating slot", "what this is about"),
+        expect("cannot read from replication slot", "the slot was invalidated"),
+    ]);
+    lines
+}
+
+/// A follower that was away for longer than the leader keeps WAL, still down.
+pub fn left_behind(cluster: &Cluster) -> Result<&Node> {
+    let leader = cluster.leader()?;
+    leader.biha_value("SELECT biha.set_no_wal_on_follower(1000)")?;
+    let away = cluster.others(leader.id)[0];
+    away.stop(StopMode::Fast)?;
+    leader.query("CREATE TABLE much (n int, filler text)")?;
+    let fill = "INSERT INTO much SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n";
+    wait_until("its slot to be lost", A_MINUTE, || {
+        leader.query(fill)?;
+        leader.query("CHECKPOINT")?;
+        let slot =
+            format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'biha_node_{}'", away.id);
+        ensure!(leader.value(&slot)? == "lost", "it is not lost yet");
+        Ok(())
+    })?;
+    Ok(away)
 }
