@@ -25,6 +25,10 @@ pub struct ControlFile {
     pub state: State,
     /// Where the last finished checkpoint's record starts.
     pub checkpoint: Lsn,
+    /// Timeline of that checkpoint.
+    pub checkpoint_timeline: u32,
+    /// How far replay must come; nowhere yet where crash recovery has not ended.
+    pub min_recovery: Lsn,
     /// The highest timeline that the data directory has WAL of.
     pub timeline: u32,
     /// Pages have checksums.
@@ -57,6 +61,8 @@ pub fn read_in(data: &CStr) -> Option<ControlFile> {
         system_identifier: file.system_identifier,
         state,
         checkpoint: Lsn(file.checkPoint),
+        checkpoint_timeline: file.checkPointCopy.ThisTimeLineID,
+        min_recovery: Lsn(file.minRecoveryPoint),
         timeline: file.checkPointCopy.ThisTimeLineID.max(file.minRecoveryPointTLI),
         checksums: file.data_checksum_version != 0,
     })

@@ -3,7 +3,7 @@
 use biha_core::{Lsn, Position, ServerStatus};
 use pgrx::pg_sys;
 
-use crate::pg::recovery;
+use crate::pg::{control, recovery};
 
 /// PostgreSQL's system identifier of this data directory.
 pub fn system_identifier() -> u64 {
@@ -23,7 +23,7 @@ pub fn read(checkpointed: bool) -> ServerStatus {
         };
         let end_on_file = match recovery::replayed() {
             Some(replayed) if consistent => replayed.lsn,
-            _ => min_recovery_point(),
+            _ => control::read().map_or(Lsn(0), |file| file.min_recovery),
         };
         ServerStatus { consistent, streaming, end_on_file, hint: standby_hint(), ..ServerStatus::default() }
     } else {
@@ -33,7 +33,8 @@ pub fn read(checkpointed: bool) -> ServerStatus {
         ServerStatus {
             production: true,
             consistent: true,
-            checkpointed: checkpointed || last_checkpoint_timeline() == Some(timeline),
+            checkpointed: checkpointed
+                || control::read().is_some_and(|file| file.checkpoint_timeline == timeline),
             hint: Some(Position { timeline, lsn: Lsn(lsn) }),
             ..ServerStatus::default()
         }
@@ -50,29 +51,5 @@ fn standby_hint() -> Option<Position> {
         // The receiver's timeline is what was asked for, not yet what has arrived.
         Some(replayed) if received > replayed.lsn.0 => Some(Position { lsn: Lsn(received), ..replayed }),
         replayed => replayed,
-    }
-}
-
-/// Timeline of the last finished checkpoint.
-fn last_checkpoint_timeline() -> Option<u32> {
-    on_file(|control| control.checkPointCopy.ThisTimeLineID)
-}
-
-/// How far replay must come; nowhere yet where crash recovery has not ended.
-fn min_recovery_point() -> Lsn {
-    on_file(|control| Lsn(control.minRecoveryPoint)).unwrap_or_default()
-}
-
-/// Something of the control file on disk; `None` if that is damaged.
-fn on_file<T>(what: impl FnOnce(&pg_sys::ControlFileData) -> T) -> Option<T> {
-    let mut intact = false;
-    // SAFETY: reads the file and returns a palloc'd copy, freed here.
-    unsafe {
-        let control = pg_sys::get_controlfile(pg_sys::DataDir, &mut intact);
-        let found = control.as_ref().map(what);
-        if !control.is_null() {
-            pg_sys::pfree(control.cast());
-        }
-        found.filter(|_| intact)
     }
 }
