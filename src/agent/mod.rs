@@ -6,6 +6,7 @@
 
 mod handover;
 pub mod history;
+mod nudge;
 mod oldest;
 mod position;
 mod probe;
@@ -88,7 +89,7 @@ impl Agent {
             if let Some(status) = board::status() {
                 self.keep_house(&status);
             }
-            wait::latch(if self.receiver.is_impatient() { receiver::NUDGE_PERIOD } else { HOUSEKEEPING });
+            wait::latch(self.receiver.impatience().unwrap_or(HOUSEKEEPING).min(HOUSEKEEPING));
         }
     }
 
@@ -121,7 +122,7 @@ impl Agent {
 
     /// Runs once a second, and when the controller has waked this worker with something new.
     fn keep_house(&mut self, status: &Status) {
-        let due = self.housekept.elapsed() >= HOUSEKEEPING || self.receiver.is_impatient();
+        let due = self.housekept.elapsed() >= HOUSEKEEPING || self.receiver.impatience().is_some();
         if !due && status.published == self.seen {
             return;
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use biha_core::{ClusterConfig, Millis, NodeId, NodeState, OrderId, OrderResult};
 use pgrx::{debug1, log};
 
+use super::nudge::{Nudges, SETTLED};
 use super::{position, timing::Steps};
 use crate::pg::serverconf::{self, ServerConf};
 use crate::pg::walreceiver::State;
@@ -24,10 +25,6 @@ const SETTINGS_LIMIT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_millis(10);
 /// How long the WAL receiver may take to end: it flushes first.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// How often the startup process is told to try again while a new leader is not streaming yet.
-pub const NUDGE_PERIOD: Duration = Duration::from_millis(100);
-/// For how long; afterwards PostgreSQL's own pace will do, and the archive is let in.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// Why an order that waited was given up.
 pub const SUPERSEDED: &str = "a newer order was given, or the server is being stopped";
@@ -38,8 +35,10 @@ pub struct Receiver {
     conf: ServerConf,
     /// `conf` was written by this process, and the write did not fail.
     certain: bool,
-    /// Set while a new leader's timeline is not streamed yet.
-    nudge_until: Option<Instant>,
+    /// Set while a new leader's timeline is not streamed yet, or the stream broke.
+    nudges: Option<Nudges>,
+    /// WAL was being streamed when last looked at.
+    streamed: bool,
     /// When WAL was last being streamed, or a leader chosen.
     silent_since: Instant,
     /// When `conf` was last written; `None` once its spare files have been made again.
@@ -62,7 +61,8 @@ impl Receiver {
         Receiver {
             conf,
             certain: false,
-            nudge_until: None,
+            nudges: None,
+            streamed: false,
             silent_since: Instant::now(),
             written_at: Some(Instant::now()),
         }
@@ -97,7 +97,7 @@ impl Receiver {
 
     /// Makes sure that nothing is received and nothing comes from the archive any more.
     pub fn silence(&mut self, id: OrderId, steps: &mut Steps) -> Result<(), String> {
-        self.nudge_until = None;
+        self.nudges = None;
         if recovery::in_progress() {
             let silent = ServerConf {
                 primary_conninfo: String::new(),
@@ -129,7 +129,7 @@ impl Receiver {
         };
         self.put_in_force(id, conf, &mut steps)?;
         self.silent_since = Instant::now();
-        self.nudge_until = Some(self.silent_since + SETTLED);
+        self.nudges = Some(Nudges::towards_new_leader(self.silent_since));
         log!("following node {leader} ({steps})");
         Ok(OrderResult::Done)
     }
@@ -181,7 +181,9 @@ impl Receiver {
             self.silent_since = Instant::now();
         }
         if recovery::in_progress() {
-            self.nudge(walreceiver::timeline() == Some(status.term.0));
+            self.nudge(status);
+        } else {
+            self.nudges = None;
         }
         let mut conf = self.conf.clone();
         conf.synchronous_standby_names =
@@ -209,20 +211,34 @@ impl Receiver {
         !self.conf.primary_conninfo.is_empty() && arrived && self.silent_since.elapsed() > SETTLED
     }
 
-    /// Wakes the startup process until the stream has `arrived` on the new leader's timeline. It may have to come through
-    /// others, and at the end of each PostgreSQL would pause for its retry interval.
-    fn nudge(&mut self, arrived: bool) {
-        match self.nudge_until {
-            Some(end) if arrived || Instant::now() > end => self.nudge_until = None,
-            Some(_) if walreceiver::awaits_startup() => recovery::wake(),
+    /// Wakes the startup process until the stream has come up on the new leader's timeline: it may have to come through
+    /// others, and at the end of each PostgreSQL would pause. The same after a break, while the leader is heard.
+    fn nudge(&mut self, status: &board::Status) {
+        let now = Instant::now();
+        let streams = walreceiver::state() == State::Streaming;
+        let broke = std::mem::replace(&mut self.streamed, streams) && !streams;
+        if broke && self.nudges.is_none() && !self.conf.primary_conninfo.is_empty() && leader_is_heard(status)
+        {
+            self.nudges = Some(Nudges::after_break(now));
+        }
+        if walreceiver::timeline() == Some(status.term.0) {
+            self.nudges = None;
+        }
+        match self.nudges.as_mut().map(|nudges| nudges.due(now)) {
+            Some(None) => self.nudges = None,
+            Some(Some(true)) if walreceiver::awaits_startup() => recovery::wake(),
             _ => {}
         }
     }
 
-    /// True while [`Receiver::keep`] is to be called every [`NUDGE_PERIOD`].
-    pub fn is_impatient(&self) -> bool {
-        self.nudge_until.is_some()
+    /// How soon [`Receiver::keep`] has something to do, if soon.
+    pub fn impatience(&self) -> Option<Duration> {
+        self.nudges.as_ref().map(|nudges| nudges.wait(Instant::now()))
     }
+}
+
+fn leader_is_heard(status: &board::Status) -> bool {
+    status.members.iter().any(|member| Some(member.id) == status.leader && member.online)
 }
 
 /// Cancels queries that keep the startup process from its waiting loop. A pause does so too, but for a second at

@@ -448,6 +448,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        self.thaw_disks();
+        self.nodes.iter().for_each(Node::quit);
         if let Err(error) = self.end() {
             eprintln!("could not end the cluster in {}: {error:#}", self.directory.display());
         }

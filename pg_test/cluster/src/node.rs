@@ -164,6 +164,16 @@ impl Node {
         process::signal(process.pid, Signal::KILL)
     }
 
+    /// Lets the server end at once and take its shared memory with it, if it can: what a killed one leaves in
+    /// /dev/shm stays until the machine is started again.
+    pub fn quit(&self) {
+        let Some(postmaster) = self.postmaster() else { return };
+        process::thaw_all(&self.data).ok();
+        process::signal(postmaster, Signal::QUIT).ok();
+        // Who does not end is killed next.
+        process::wait_reaped(postmaster, Duration::from_secs(2)).ok();
+    }
+
     /// kill -9 of everything, as if the power had gone (but for the page cache).
     pub fn kill_all(&self) -> Result<()> {
         process::kill_all(&self.data)
@@ -280,6 +290,13 @@ impl Node {
     pub fn worker_cpu(&self) -> Duration {
         // With cluster_name the title is "postgres: biha_node_1: biha controller".
         let ticks: u64 = self.processes_titled(": biha ").iter().map(|process| process.ticks).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// CPU time used so far by all processes of the server, also by those that have ended.
+    pub fn server_cpu(&self) -> Duration {
+        let processes = process::in_directory(&self.data);
+        let ticks: u64 = processes.iter().map(|process| process.ticks + process.ended_ticks).sum();
         Duration::from_millis(ticks * 10)
     }
 

@@ -29,6 +29,8 @@ pub struct Process {
     pub state: char,
     /// CPU time used so far, user and system, in clock ticks of 10 ms.
     pub ticks: u64,
+    /// The same of its children that have ended.
+    pub ended_ticks: u64,
     /// Name of its program.
     pub command: String,
     /// Its title, as in ps.
@@ -95,14 +97,16 @@ fn read(pid: i32) -> Option<Process> {
     // The second field, the command's name in parentheses, may hold anything; the rest follows its last ')'.
     let (begin, end) = (stat.find('(')?, stat.rfind(')')?);
     let fields: Vec<&str> = stat[end + 1..].split_whitespace().collect();
-    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    let sum =
+        |a: usize, b: usize| Some(fields.get(a)?.parse::<u64>().ok()? + fields.get(b)?.parse::<u64>().ok()?);
     let title = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let title = String::from_utf8_lossy(&title).replace('\0', " ").trim().to_string();
     Some(Process {
         pid,
         parent: fields.get(1)?.parse().ok()?,
         state: fields.first()?.chars().next()?,
-        ticks,
+        ticks: sum(11, 12)?,
+        ended_ticks: sum(13, 14)?,
         command: stat[begin + 1..end].to_string(),
         title,
     })

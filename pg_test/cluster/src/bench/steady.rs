@@ -27,15 +27,34 @@ pub fn prepare(cluster: &Cluster) -> Result<()> {
     cluster.wait_caught_up(Duration::from_secs(60))
 }
 
-/// Transactions a second over some seconds.
-pub fn throughput(cluster: &Cluster, seconds: u32) -> Result<f64> {
+/// What some seconds of pgbench gave.
+pub struct Round {
+    /// Transactions a second.
+    pub tps: f64,
+    /// CPU time of all servers of the cluster for one transaction, in microseconds.
+    pub cpu: f64,
+}
+
+/// Some seconds of pgbench.
+pub fn throughput(cluster: &Cluster, seconds: u32) -> Result<Round> {
     cluster.leader()?.query("CHECKPOINT")?;
     let seconds = seconds.to_string();
+    let before = server_cpu(cluster);
     let told =
         run(pgbench(cluster)?.args(["-n", "-N", "-c", CLIENTS, "-j", "2", "-T", &seconds, "postgres"]))?;
-    let line = told.lines().find_map(|line| line.strip_prefix("tps = "));
-    let tps = line.and_then(|rest| rest.split_whitespace().next()).context("pgbench told no tps")?;
-    tps.parse().with_context(|| format!("pgbench told {tps}"))
+    cluster.wait_caught_up(Duration::from_secs(60))?;
+    let used = server_cpu(cluster).saturating_sub(before);
+    let figure = |label: &str| -> Result<f64> {
+        let word = told.lines().find_map(|line| line.strip_prefix(label)?.split_whitespace().next());
+        let word = word.with_context(|| format!("pgbench told no \"{label}\""))?;
+        word.parse().with_context(|| format!("pgbench told {word}"))
+    };
+    let transactions = figure("number of transactions actually processed:")?;
+    Ok(Round { tps: figure("tps =")?, cpu: used.as_secs_f64() * 1e6 / transactions })
+}
+
+fn server_cpu(cluster: &Cluster) -> Duration {
+    cluster.nodes().iter().map(|node| node.server_cpu()).sum()
 }
 
 /// CPU seconds a minute of biha's workers, for each node, over `time` without load.

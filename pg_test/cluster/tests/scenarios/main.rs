@@ -29,6 +29,7 @@ mod several_timelines;
 mod sick_leader;
 mod silent_loss_of_leader;
 mod stands_aside;
+mod stream_breaks;
 mod switchover;
 mod switchover_target_dies;
 mod synchronous;
