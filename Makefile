@@ -135,7 +135,7 @@ HOURS ?= 8
 soak-chaos: deps
 	$(CARGO) pgrx install $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
 	$(CARGO) build -p bihactl
-	$(CARGO) run -p biha-cluster-tests --bin chaos -- --hours $(HOURS) $(if $(SEED),--seed $(SEED))
+	BIHA_TEST_DIR=$(TESTDIR) $(CARGO) run -p biha-cluster-tests --bin chaos -- --hours $(HOURS) $(if $(SEED),--seed $(SEED))
 
 # A million simulated clusters, each twice: an hour on two cores. FIRST=1000000 takes the next million.
 SEEDS ?= 1000000

@@ -117,6 +117,11 @@ pub fn alive(pid: i32) -> bool {
     read(pid).is_some_and(|process| process.state != 'Z')
 }
 
+/// Does the process stand still (SIGSTOP)?
+pub fn stopped(pid: i32) -> bool {
+    read(pid).is_some_and(|process| process.state == 'T')
+}
+
 /// Sends a signal; a process that is gone already is no error.
 pub fn signal(pid: i32, signal: Signal) -> Result<()> {
     let pid = Pid::from_raw(pid).context("process number 0")?;

@@ -18,7 +18,8 @@ use biha_cluster_tests::wait::{wait_for, wait_until};
 use rustix::process::Signal;
 
 use crate::common::{
-    A_MINUTE, TEN_SECONDS, expect_stays_down, keeps_little_wal, left_behind, left_behind_lines, wait_process,
+    A_MINUTE, TEN_SECONDS, expect_stays_down, keeps_little_wal, left_behind, left_behind_lines, step_until,
+    wait_process,
 };
 use crate::rewind_interrupted::{CHANGES, begin_rewind, kept};
 
@@ -58,6 +59,10 @@ fn hold_slot(cluster: &Cluster, node: &Node) -> Result<Child> {
     Ok(holder)
 }
 
+/// A file that an operator has put into the data directory, and its size in bytes.
+const OF_THE_OPERATOR: &str = "operators.file";
+const OPERATORS_SIZE: u64 = 256 << 20;
+
 /// Where the copy is made.
 fn beside(node: &Node) -> PathBuf {
     let mut name = node.data.clone().into_os_string();
@@ -86,28 +91,11 @@ fn expect_healed(cluster: &Cluster, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Lets a process go on a millisecond at a time until the moment has come; leaves it stopped.
-fn step_until(node: &Node, pid: i32, moment: &str, is_now: impl Fn() -> bool) -> Result<()> {
-    let stopped =
-        || node.processes().into_iter().find(|process| process.pid == pid).is_some_and(|p| p.state == 'T');
-    let start = Instant::now();
-    loop {
-        signal(pid, Signal::STOP)?;
-        wait_for("it to stand still", TEN_SECONDS, stopped).with_context(|| format!("before {moment}"))?;
-        if is_now() {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < A_MINUTE, "{moment}: the moment has not come");
-        signal(pid, Signal::CONT)?;
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// The base backup of a node that was just started, stopped half-way.
 fn backup_half_way(node: &Node) -> Result<i32> {
     let backup = wait_process(node, "pg_basebackup", A_MINUTE)?.pid;
     let copy = beside(node);
-    step_until(node, backup, "half a base backup", || {
+    step_until(backup, "half a base backup", || {
         copy.join("base").exists() && !copy.join("backup_manifest").exists()
     })?;
     Ok(backup)
@@ -210,13 +198,14 @@ fn killed_when(name: &str, moment: &str, exchanged: bool) {
     run(name, builder("on"), &lines(), |cluster, _| {
         let away = left_behind(cluster)?;
         let old = inode(away)?;
+        // Something of the operator's that takes a while to be put into the copy, so that there is a moment to be met.
+        fs::File::create(away.data.join(OF_THE_OPERATOR))?.set_len(OPERATORS_SIZE)?;
         away.start_unawaited()?;
         wait_process(away, "pg_basebackup", A_MINUTE)?;
         let pid = away.postmaster().context("it does not run")?;
-        step_until(away, pid, moment, || match exchanged {
-            false => {
-                beside(away).join("pg_biha/rewind.result").exists() || inode(away).is_ok_and(|new| new != old)
-            }
+        step_until(pid, moment, || match exchanged {
+            // Its own files are being put into the copy.
+            false => beside(away).join(OF_THE_OPERATOR).exists() || inode(away).is_ok_and(|new| new != old),
             true => inode(away).is_ok_and(|new| new != old),
         })?;
         ensure!((inode(away)? != old) == exchanged, "{moment}: too late");
@@ -312,7 +301,7 @@ fn rewind_cut_short(name: &str, cut: Cut) {
         let changes = || fs::read_to_string(&log).unwrap_or_default().contains(CHANGES);
         // The data is there while it is rewound; a copied configuration says that tables are.
         let configured = || fs::metadata(kept(old).join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
-        step_until(old, rewind, &format!("{cut:?}"), || match cut {
+        step_until(rewind, &format!("{cut:?}"), || match cut {
             Cut::Unchanged => !changes(),
             _ => changes() && configured(),
         })?;

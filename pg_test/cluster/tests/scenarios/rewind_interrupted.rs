@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::query;
@@ -15,10 +15,9 @@ use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{Figures, judge, run};
-use biha_cluster_tests::wait::wait_for;
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, wait_process};
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, step_until, wait_process};
 
 /// Rows of a table that all nodes have and the old leader alone changes: some 50 MB to be copied back.
 const ROWS: u32 = 200_000;
@@ -85,27 +84,9 @@ pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
 /// [`begin_rewind`], pg_rewind stopped (SIGSTOP) at the moment.
 fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle)> {
     let (old, rewind, oracle) = begin_rewind(cluster)?;
-    step_until(old, rewind, moment)?;
+    step_until(rewind, &format!("{moment:?}"), || moment.is_now(old))?;
     ensure!(mode(old)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(old)?);
     Ok((old, rewind, oracle))
-}
-
-/// Lets pg_rewind go on a millisecond at a time, so that no moment is missed; leaves it stopped.
-fn step_until(node: &Node, rewind: i32, moment: Moment) -> Result<()> {
-    let stopped =
-        || node.processes().into_iter().find(|process| process.pid == rewind).is_some_and(|p| p.state == 'T');
-    let start = Instant::now();
-    loop {
-        signal(rewind, Signal::STOP)?;
-        wait_for("pg_rewind to stand still", TEN_SECONDS, stopped)
-            .with_context(|| format!("before the moment {moment:?}"))?;
-        if moment.is_now(node) {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < A_MINUTE, "the moment {moment:?} has not come");
-        signal(rewind, Signal::CONT)?;
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// PostgreSQL refuses the directory, each time, and the node's own files are kept.
