@@ -68,6 +68,16 @@ impl Tools {
         command
     }
 
+    /// [`Tools::command`] in the operator's own locale: what it makes is to have it.
+    pub fn command_in_locale(&self, program: &str) -> Command {
+        let mut command = self.command(program);
+        match std::env::var_os("LC_ALL") {
+            Some(locale) => command.env("LC_ALL", locale),
+            None => command.env_remove("LC_ALL"),
+        };
+        command
+    }
+
     /// Files that biha's installation must have put in place and that are missing.
     pub fn missing_files(&self) -> Vec<PathBuf> {
         let asked = |option: &str| {

@@ -141,6 +141,23 @@ fn leave(world: &World, ports: &(String, String)) {
     assert!(again.status.success() && text(&again).contains("biha is not in"));
 }
 
+/// Not SQL_ASCII, as initdb would have it in the locale of a service, and in which bihactl runs other programs.
+#[test]
+fn databases_have_the_operators_locale_and_an_encoding() {
+    let world = World::new();
+    for (name, locale) in [("n1", "C"), ("n2", "C.UTF-8")] {
+        let (data, ports) = (world.path(name).display().to_string(), ports());
+        let mut args = vec!["init", "--start", "--options=--auth-local=trust --auth-host=trust"];
+        args.extend(world.node(&data, &ports));
+        let output = world.bihactl_in_locale(locale, &args);
+        assert!(output.status.success());
+        let query =
+            "SELECT datcollate, pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'biha_db'";
+        let args = ["-qAtX", "-h", "127.0.0.1", "-p", &ports.0, "-U", "postgres", "biha_db", "-c", query];
+        assert_eq!(world.tool("psql", &args).trim(), format!("{locale}|UTF8"));
+    }
+}
+
 #[test]
 fn a_failed_init_leaves_nothing() {
     let world = World::new();

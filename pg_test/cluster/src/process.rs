@@ -84,8 +84,12 @@ pub fn wait_reaped(pid: i32, timeout: Duration) -> Result<()> {
     })
 }
 
+/// Also under the name that a re-clone gives the directory that it has replaced, there or removed already.
 fn works_in(pid: i32, dir: &Path) -> bool {
-    works_where(pid).is_some_and(|cwd| cwd == dir)
+    let Some(cwd) = works_where(pid) else { return false };
+    let (cwd, dir) = (cwd.to_string_lossy(), dir.to_string_lossy());
+    let cwd = cwd.strip_suffix(" (deleted)").unwrap_or(&cwd);
+    cwd.strip_suffix(".biha-reclone").unwrap_or(cwd) == dir
 }
 
 fn works_where(pid: i32) -> Option<PathBuf> {

@@ -91,9 +91,12 @@ pub fn plain_primary(cluster: &Cluster, node: &Node) -> Result<()> {
         .args(["--auth=trust", "--username=postgres", "--data-checksums", "-D"])
         .arg(&node.data))?;
     configure(cluster, node)?;
+    // What bihactl sets as well.
     let own = format!(
         "listen_addresses = '*'\nport = {}\n\
-                       wal_retrieve_retry_interval = 200ms\n",
+         wal_retrieve_retry_interval = 200ms\n\
+         wal_keep_size = 1GB\nmax_slot_wal_keep_size = 5GB\nmax_replication_slots = 11\n\
+         recovery_init_sync_method = syncfs\n",
         node.address.port
     );
     node.append("postgresql.conf", &own)?;

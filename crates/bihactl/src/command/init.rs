@@ -124,6 +124,10 @@ fn fresh(args: &Init, dir: &DataDir, tools: Tools, mut findings: Findings) -> Re
     if checksums {
         initdb.push("--data-checksums".to_owned());
     }
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].map(|name| std::env::var(name).unwrap_or_default());
+    if needs_encoding(&options, &locale) {
+        initdb.push("--encoding=UTF8".to_owned());
+    }
     initdb.extend(options);
     let finish = if args.node.start { Finish::Start } else { Finish::Nothing };
     let steps = plan::init(initdb, dir.content == Content::Unfinished, finish);
@@ -137,6 +141,17 @@ fn fresh(args: &Init, dir: &DataDir, tools: Tools, mut findings: Findings) -> Re
         &steps,
         None,
     )
+}
+
+/// Would initdb make SQL_ASCII databases, unasked? It does where the environment names no locale, as that of a service
+/// or of a script often does. `locale`: LC_ALL, LC_CTYPE and LANG, of which the first that is set counts.
+fn needs_encoding(options: &[String], locale: &[String]) -> bool {
+    let asked = options.iter().any(|word| {
+        word.starts_with("-E")
+            || ["--encoding", "--locale", "--lc-", "--no-locale"].iter().any(|o| word.starts_with(o))
+    });
+    let locale = locale.iter().find(|value| !value.is_empty());
+    !asked && locale.is_none_or(|name| name == "C" || name == "POSIX")
 }
 
 /// The superuser's name in options of initdb.
@@ -315,6 +330,23 @@ fn carry_out(args: &Init, target: Target, steps: &[Step], by_hand: Option<String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn databases_have_an_encoding_unless_asked_otherwise() {
+        let needed = |options: &str, locale: [&str; 3]| {
+            needs_encoding(&shared::words(Some(options)).expect("split"), &locale.map(str::to_owned))
+        };
+        for locale in [["", "", ""], ["", "", "C"], ["", "POSIX", "de_DE.UTF-8"], ["C", "", "de_DE.UTF-8"]] {
+            assert!(needed("-A trust", locale), "{locale:?}");
+        }
+        assert!(!needed("", ["", "", "de_DE.UTF-8"]));
+        assert!(!needed("", ["C.UTF-8", "", "C"]));
+        for options in
+            ["-E LATIN1", "-ELATIN1", "--encoding=LATIN1", "--locale=C", "--no-locale", "--lc-ctype C"]
+        {
+            assert!(!needed(options, ["", "", ""]), "{options}");
+        }
+    }
 
     #[test]
     fn the_superusers_name_is_found_in_the_options() {

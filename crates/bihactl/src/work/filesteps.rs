@@ -32,7 +32,7 @@ impl Work {
 
     pub(super) fn initdb(&mut self, args: &[String]) -> Result<()> {
         self.will_fill_directory();
-        run(self.tools.command("initdb").args(args), Show::Failure)?;
+        run(self.tools.command_in_locale("initdb").args(args), Show::Failure)?;
         self.mark_unfinished()
     }
 

@@ -93,7 +93,12 @@ impl World {
     }
 
     pub fn bihactl(&self, args: &[&str]) -> Output {
-        let output = self.command(&self.path("bihactl")).args(args).output().expect("bihactl runs");
+        self.bihactl_in_locale("C.UTF-8", args)
+    }
+
+    pub fn bihactl_in_locale(&self, locale: &str, args: &[&str]) -> Output {
+        let mut command = self.command(&self.path("bihactl"));
+        let output = command.env("LC_ALL", locale).args(args).output().expect("bihactl runs");
         eprintln!("$ bihactl {}\n{}", args.join(" "), text(&output));
         output
     }

@@ -28,6 +28,7 @@ pub fn prepare(cluster: &Cluster) -> Result<()> {
 }
 
 /// What some seconds of pgbench gave.
+#[derive(Default)]
 pub struct Round {
     /// Transactions a second.
     pub tps: f64,

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use biha_cluster_tests::bench::steady::Round;
 use biha_cluster_tests::bench::{Figure, Target, faults, steady, table};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::network::Network;
@@ -12,8 +13,8 @@ use biha_cluster_tests::network::Network;
 const USAGE: &str = "usage: bench [-n TIMES] [-t PGBENCH_SECONDS] [NAME...]
 Measures each figure TIMES times (default 10); with names, only figures whose name contains one of them.";
 
-/// Rounds of pgbench for each time: single ones differ by ten percent on a machine with two cores.
-const ROUNDS: usize = 3;
+/// Rounds of pgbench on each cluster: single ones differ by ten percent on a machine with two cores.
+const ROUNDS: u32 = 4;
 
 struct Options {
     times: usize,
@@ -118,20 +119,12 @@ fn measure_steady(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
     Ok(())
 }
 
-/// biha's throughput and CPU time a transaction in percent of plain streaming's, round by round.
+/// biha's throughput and CPU time a transaction in percent of plain streaming's. Each time two clusters are made anew:
+/// where memory and files happen to lie makes a difference of several percent, for as long as a cluster lives.
 fn measure_throughput(options: &Options) -> Result<(Vec<f64>, Vec<f64>)> {
-    // Two clusters at once: a client is in one network namespace only.
-    let builder = || Cluster::builder().network(Network::Loopback);
-    let (biha, plain) = (builder().start()?, builder().plain().start()?);
-    steady::prepare(&biha)?;
-    steady::prepare(&plain)?;
     let (mut throughput, mut cpu) = (Vec::new(), Vec::new());
-    for time in 1..=options.times * ROUNDS {
-        // Interleaved, each first in turn: the machine's mood is the same for both.
-        let order = if time % 2 == 0 { [&biha, &plain] } else { [&plain, &biha] };
-        let first = steady::throughput(order[0], options.seconds)?;
-        let second = steady::throughput(order[1], options.seconds)?;
-        let (with, without) = if time % 2 == 0 { (first, second) } else { (second, first) };
+    for time in 1..=options.times {
+        let (with, without) = throughput_of_a_pair(options.seconds, time % 2 == 0)?;
         eprintln!(
             "pgbench {time}: biha {:.0} tps at {:.0} µs of CPU, plain {:.0} tps at {:.0} µs",
             with.tps, with.cpu, without.tps, without.cpu
@@ -140,6 +133,28 @@ fn measure_throughput(options: &Options) -> Result<(Vec<f64>, Vec<f64>)> {
         cpu.push(with.cpu / without.cpu * 100.0);
     }
     Ok((throughput, cpu))
+}
+
+/// With biha, and without, interleaved; each the first in turn, in being made and in being measured.
+fn throughput_of_a_pair(seconds: u32, biha_first: bool) -> Result<(Round, Round)> {
+    // Two clusters at once: a client is in one network namespace only.
+    let make = |plain: bool| {
+        let builder = Cluster::builder().network(Network::Loopback);
+        if plain { builder.plain().start() } else { builder.start() }
+    };
+    let clusters = [make(!biha_first)?, make(biha_first)?];
+    clusters.iter().try_for_each(steady::prepare)?;
+    let mut rounds = [Round::default(), Round::default()];
+    for time in 0..ROUNDS {
+        for turn in 0..2 {
+            let which = ((time + turn) % 2) as usize;
+            let round = steady::throughput(&clusters[which], seconds)?;
+            rounds[which].tps += round.tps / f64::from(ROUNDS);
+            rounds[which].cpu += round.cpu / f64::from(ROUNDS);
+        }
+    }
+    let [first, second] = rounds;
+    Ok(if biha_first { (first, second) } else { (second, first) })
 }
 
 fn measure() -> Result<String> {
