@@ -24,7 +24,7 @@ use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTi
 use pgrx::{log, pg_guard, pg_sys};
 
 use crate::board::{self, Status};
-use crate::pg::{process, recovery, settings, wait, worker};
+use crate::pg::{process, recovery, settings, wait, worker, xlog};
 
 /// How often the slots and settings are looked at when nothing else happens.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -131,6 +131,10 @@ impl Agent {
         // Before that the startup process is still reading the slots from disk.
         if recovery::past_startup() {
             self.slots.keep(status);
+        }
+        // A follower that was rewound is consistent only at the end of WAL that this server had then, on disk or not.
+        if !recovery::in_progress() {
+            xlog::flush_soon();
         }
         self.receiver.keep(status);
         self.oldest.keep();
