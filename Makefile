@@ -134,8 +134,8 @@ HOURS ?= 8
 .PHONY: soak-chaos
 soak-chaos: deps
 	$(CARGO) pgrx install $(if $(SUDO),--sudo) --pg-config $(PG_CONFIG) $(FEATURES)
-	$(CARGO) build -p bihactl
-	BIHA_TEST_DIR=$(TESTDIR) $(CARGO) run -p biha-cluster-tests --bin chaos -- --hours $(HOURS) $(if $(SEED),--seed $(SEED))
+	$(CARGO) build $(CRATES) --bin bihactl --bin chaos
+	BIHA_TEST_DIR=$(TESTDIR) $(TARGET)/debug/chaos --hours $(HOURS) $(if $(SEED),--seed $(SEED))
 
 # A million simulated clusters, each twice: an hour on two cores. FIRST=1000000 takes the next million.
 SEEDS ?= 1000000

@@ -65,8 +65,8 @@ pub struct Gate {
     pub controller_latch: AtomicUsize,
     /// See [`Gate::controller_latch`].
     pub agent_latch: AtomicUsize,
-    /// Latch of the session that was last answered, for a restart that would end it; 0 if none.
-    pub answered_latch: AtomicUsize,
+    /// Process number of the session that was last answered, for a restart that would end it; 0 if none.
+    pub answered: AtomicI32,
 }
 
 // SAFETY: only atomics and a process-shared mutex; no pointers into one process's memory.
@@ -145,6 +145,8 @@ pub struct Status {
     pub error: Option<NodeError>,
     /// It leads, and a commit that finds the gate shut may wait for it to open.
     pub worth_waiting: bool,
+    /// It leads, and is handing over to this member.
+    pub hands_over_to: Option<NodeId>,
     /// The members whose flush a synchronous commit may count.
     pub synchronous: Vec<NodeId>,
     /// When this was published (CLOCK_BOOTTIME ms).
@@ -358,7 +360,7 @@ pub fn answer(request: RequestId, result: &CommandResult) {
         letter.result = blob;
         letter.asker_latch
     };
-    gate().answered_latch.store(latch, Ordering::SeqCst);
+    gate().answered.store(process::owner(latch), Ordering::SeqCst);
     process::set_latch(latch);
 }
 

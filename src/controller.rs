@@ -313,6 +313,7 @@ impl Controller {
             config: self.node.config().clone(),
             error: hard.error.clone(),
             worth_waiting: view.worth_waiting,
+            hands_over_to: view.hands_over_to,
             synchronous: view.synchronous,
             published: now,
         }

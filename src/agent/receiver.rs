@@ -181,7 +181,7 @@ impl Receiver {
             self.silent_since = Instant::now();
         }
         if recovery::in_progress() {
-            self.nudge(status);
+            self.nudge(status, streaming);
         } else {
             self.nudges = None;
         }
@@ -213,10 +213,9 @@ impl Receiver {
 
     /// Wakes the startup process until the stream has come up on the new leader's timeline: it may have to come through
     /// others, and at the end of each PostgreSQL would pause. The same after a break, while the leader is heard.
-    fn nudge(&mut self, status: &board::Status) {
+    fn nudge(&mut self, status: &board::Status, streaming: bool) {
         let now = Instant::now();
-        let streams = walreceiver::state() == State::Streaming;
-        let broke = std::mem::replace(&mut self.streamed, streams) && !streams;
+        let broke = std::mem::replace(&mut self.streamed, streaming) && !streaming;
         if broke && self.nudges.is_none() && !self.conf.primary_conninfo.is_empty() && leader_is_heard(status)
         {
             self.nudges = Some(Nudges::after_break(now));

@@ -24,7 +24,7 @@ use pgrx::pg_sys::XactEvent::{
 use crate::board;
 use crate::pg::{clock, process, wait, xact};
 
-pub use statement::{Entered, utility_enter, utility_leave};
+pub use statement::{Entered, is_bracket, utility_enter, utility_leave};
 
 /// How often a commit looks again while the lease has run out, in ms.
 const LOOK_AGAIN: Millis = 5;
@@ -57,6 +57,14 @@ fn look(reserve: Millis) -> Look {
     let open = gate.open_until.load(SeqCst) > clock::boottime() + reserve;
     let leading = gate.leading.load(SeqCst) == 1;
     judge(incarnation, open, leading, || gate.controller_alive.is_held() && xact::postmaster_is_alive())
+}
+
+/// What the words say for themselves: enough before a statement, as its commit looks again. Whether the controller
+/// lives is the dear part of a look.
+#[inline]
+fn says_open() -> bool {
+    let gate = board::gate();
+    gate.incarnation.load(SeqCst) != 0 && gate.open_until.load(SeqCst) > clock::boottime()
 }
 
 /// `alive` is asked last: what the words say is worth nothing unless who wrote them lives now.
@@ -94,8 +102,39 @@ fn await_open(reserve: Millis) -> Option<u64> {
     seen
 }
 
+/// Nearly every transaction ends in [`passes_at_once`], where nothing can raise an ERROR or panic: pgrx's boundary
+/// would cost more than what it does.
+unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, argument: *mut c_void) {
+    if !passes_at_once(event) {
+        // SAFETY: the arguments are passed on as they came.
+        unsafe { consider(event, argument) }
+    }
+}
+
+/// Is there nothing to wait for, to refuse and to put back? Then all is done.
+fn passes_at_once(event: xact::Event) -> bool {
+    let passed = match event {
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE if !xact::wrote() => 0,
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => match look(0) {
+            Look::Open(incarnation) if !synchronous::is_wanted() => incarnation,
+            _ => return false,
+        },
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => match PASSED.load(Relaxed) {
+            _ if synchronous::is_guarded() => return false,
+            0 => 0,
+            passed if look(0) == Look::Open(passed) => 0,
+            _ => return false,
+        },
+        XACT_EVENT_ABORT if synchronous::is_guarded() => return false,
+        XACT_EVENT_ABORT => 0,
+        _ => return true,
+    };
+    PASSED.store(passed, Relaxed);
+    true
+}
+
 #[pg_guard]
-unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, _argument: *mut c_void) {
+unsafe extern "C-unwind" fn consider(event: xact::Event, _argument: *mut c_void) {
     match event {
         XACT_EVENT_PRE_COMMIT => before("COMMIT"),
         XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
@@ -109,12 +148,8 @@ unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, _argument: *mut c_
     }
 }
 
-/// First look: the transaction can still fail.
+/// First look, at a transaction that wrote: it can still fail.
 fn before(command: &str) {
-    if !xact::wrote() {
-        PASSED.store(0, Relaxed);
-        return;
-    }
     match await_open(0) {
         Some(incarnation) => PASSED.store(incarnation, Relaxed),
         None => report::refuse_commit(command),

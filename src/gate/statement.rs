@@ -9,7 +9,7 @@ use biha_core::Millis;
 use pgrx::pg_sys::{CmdType, ExecutorStart_hook_type, NodeTag, TransactionStmtKind};
 use pgrx::{PgList, pg_guard, pg_sys};
 
-use super::{Look, await_open, confirm, look, report, synchronous};
+use super::{Look, await_open, confirm, look, report, says_open, synchronous};
 use crate::board;
 use crate::pg::{recovery, xact};
 
@@ -31,9 +31,14 @@ enum Need {
 
 /// What is to be looked at again when a utility statement is done.
 #[must_use = "pass it to utility_leave when the statement is done"]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Entered(u64);
+
+impl Entered {
+    /// Nothing.
+    pub const FREE: Self = Self(0);
+}
 
 /// Hooks the executor.
 pub(super) fn init() {
@@ -53,9 +58,11 @@ unsafe extern "C-unwind" {
 /// Calls what comes next without pgrx's boundary, which would lose an ERROR's position, context and object
 /// names: nothing in this function has a destructor, so PostgreSQL may jump over it.
 unsafe extern "C-unwind" fn on_executor_start(query: *mut pg_sys::QueryDesc, flags: i32) {
-    // SAFETY: the arguments are passed on as they came.
+    // SAFETY: the arguments are passed on as they came; the executor passes a valid query.
     unsafe {
-        before_execution(query, flags);
+        if modifies(&*(*query).plannedstmt, flags) && !says_open() {
+            before_execution(query);
+        }
         match PREVIOUS.get() {
             Some(Some(previous)) => previous(query, flags),
             _ => standard_ExecutorStart(query, flags),
@@ -63,15 +70,18 @@ unsafe extern "C-unwind" fn on_executor_start(query: *mut pg_sys::QueryDesc, fla
     }
 }
 
+/// Does the executor write? In a read-only transaction as well: on a fenced leader every one is, and PostgreSQL's
+/// own words give no hint.
+fn modifies(plan: &pg_sys::PlannedStmt, flags: i32) -> bool {
+    (plan.commandType != CmdType::CMD_SELECT || plan.hasModifyingCTE)
+        && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0
+}
+
 #[pg_guard]
-unsafe extern "C-unwind" fn before_execution(query: *mut pg_sys::QueryDesc, flags: i32) {
+unsafe extern "C-unwind" fn before_execution(query: *mut pg_sys::QueryDesc) {
     // SAFETY: the executor passes a valid query.
     let plan = unsafe { &*(*query).plannedstmt };
-    let modifies = plan.commandType != CmdType::CMD_SELECT || plan.hasModifyingCTE;
-    // In a read-only transaction too: on a fenced leader every one is, and PostgreSQL's own words give no hint.
-    if modifies && flags & pg_sys::EXEC_FLAG_EXPLAIN_ONLY as i32 == 0 {
-        ask(0, || (!modifies_only_temporary(plan)).then(|| plan_name(plan)));
-    }
+    ask(0, || (!modifies_only_temporary(plan)).then(|| plan_name(plan)));
 }
 
 /// Asks for an open gate. `name` is called only when it is not open: the statement's name, or `None` if it
@@ -129,7 +139,7 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
     // SAFETY: as the caller promises.
     let need = unsafe { need(node) };
     let reserve = match need {
-        Need::Nothing => return Entered(0),
+        Need::Nothing => return Entered::FREE,
         Need::Open => 0,
         // Half of the lease, which is 9/10 of the election timeout.
         _ => Millis::from(board::gate().patience.load(SeqCst)) * 9 / 20,
@@ -137,7 +147,7 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
     // SAFETY: as the caller promises.
     let incarnation = ask(reserve, || unsafe { name_unless_temporary(node) });
     if need != Need::LeaseAndConfirmation || incarnation == 0 {
-        return Entered(0);
+        return Entered::FREE;
     }
     synchronous::begin();
     Entered(incarnation)
@@ -148,6 +158,24 @@ pub fn utility_leave(entered: Entered) {
     confirm(entered.0, xact::flushed);
 }
 
+/// Is it BEGIN, COMMIT or one of their kind, of which every transaction has two? They need nothing of the gate. COMMIT
+/// PREPARED and ROLLBACK PREPARED, which are transactions of their own, are not.
+///
+/// # Safety
+/// `node` is a utility statement.
+#[inline]
+pub unsafe fn is_bracket(node: *const pg_sys::Node) -> bool {
+    use TransactionStmtKind::{TRANS_STMT_COMMIT_PREPARED, TRANS_STMT_ROLLBACK_PREPARED};
+    // SAFETY: as the caller promises; the tag says what the node is.
+    unsafe {
+        (*node).type_ == NodeTag::T_TransactionStmt
+            && !matches!(
+                (*node.cast::<pg_sys::TransactionStmt>()).kind,
+                TRANS_STMT_COMMIT_PREPARED | TRANS_STMT_ROLLBACK_PREPARED
+            )
+    }
+}
+
 /// # Safety
 /// `node` is a utility statement.
 unsafe fn need(node: *mut pg_sys::Node) -> Need {
@@ -155,11 +183,8 @@ unsafe fn need(node: *mut pg_sys::Node) -> Need {
     // SAFETY: as the caller promises; the tag says what each node is.
     unsafe {
         match (*node).type_ {
-            T_TransactionStmt => match (*node.cast::<pg_sys::TransactionStmt>()).kind {
-                TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED
-                | TransactionStmtKind::TRANS_STMT_ROLLBACK_PREPARED => Need::LeaseAndConfirmation,
-                _ => Need::Nothing,
-            },
+            _ if is_bracket(node) => Need::Nothing,
+            T_TransactionStmt => Need::LeaseAndConfirmation,
             T_CreatedbStmt
             | T_DropdbStmt
             | T_AlterDatabaseStmt

@@ -24,12 +24,18 @@ static CAME: AtomicI32 = AtomicI32::new(0);
 /// What handles them usually; only this process's main thread and its signal handlers look.
 static mut USUAL: Option<[Previous; 2]> = None;
 
+/// Shall commits be on standbys before they are acknowledged?
+#[inline]
+pub fn is_wanted() -> bool {
+    board::gate().sync_standbys.load(SeqCst) != 0
+}
+
 /// Begins to guard the commit that is about to be made, if it shall be synchronous. May raise an ERROR.
 pub fn begin() {
-    let gate = board::gate();
-    if gate.sync_standbys.load(SeqCst) == 0 {
+    if !is_wanted() {
         return;
     }
+    let gate = board::gate();
     if !xact::commits_synchronously() {
         if gate.lossless_required.load(SeqCst) == 0 {
             gate.lowered_commits.fetch_add(1, Relaxed);
@@ -44,6 +50,7 @@ pub fn begin() {
 }
 
 /// Must the commit that was made be on standbys?
+#[inline]
 pub fn is_guarded() -> bool {
     GUARDED.load(Relaxed)
 }

@@ -179,6 +179,7 @@ pub fn first_status(system_identifier: u64) -> Option<Status> {
         config,
         error: hard.error,
         worth_waiting: false,
+        hands_over_to: None,
         published: clock::boottime(),
     })
 }

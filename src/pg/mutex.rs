@@ -4,7 +4,9 @@
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 
-/// Held by the controller for life; everybody else only looks.
+/// Held by the controller for life; everybody else only looks. That takes its line of memory away from other
+/// processors, so it has one to itself.
+#[repr(align(64))]
 pub struct RobustMutex(UnsafeCell<MaybeUninit<libc::pthread_mutex_t>>);
 
 // SAFETY: used only through pthread calls on an initialised process-shared mutex.

@@ -14,16 +14,20 @@ pub fn my_latch() -> usize {
     unsafe { if pg_sys::MyProc.is_null() { 0 } else { &raw mut (*pg_sys::MyProc).procLatch as usize } }
 }
 
-/// Does the session that owns this latch wait for its client's next word? Then the client has the answer to
-/// the last one. True for 0.
-pub fn awaits_client(latch: usize) -> bool {
-    let Some(process) = latch.checked_sub(std::mem::offset_of!(pg_sys::PGPROC, procLatch)) else {
-        return true;
-    };
-    // SAFETY: the address comes from `my_latch` of a process of this server, whose PGPROC is never unmapped;
-    // wait_event_info is a word that others may read at any time.
-    let event = unsafe { (&raw const (*(process as *const pg_sys::PGPROC)).wait_event_info).read_volatile() };
-    event == pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_READ
+/// Process number of the session that owns a latch (the address comes from [`my_latch`]); 0 for none.
+pub fn owner(latch: usize) -> i32 {
+    // SAFETY: such a latch lies in a PGPROC, which is never unmapped.
+    if latch == 0 { 0 } else { unsafe { (*(latch as *const pg_sys::Latch)).owner_pid } }
+}
+
+/// Has this session's client the answer to its last word? It has if the session waits for the next one, or has
+/// ended. True for 0.
+pub fn is_answered(pid: i32) -> bool {
+    // SAFETY: looks for the process under a lock that is held for no time; null if there is none.
+    let process = unsafe { pg_sys::BackendPidGetProc(pid) };
+    // SAFETY: PGPROCs are never unmapped; wait_event_info is a word that others may read at any time.
+    let event = || unsafe { (&raw const (*process).wait_event_info).read_volatile() };
+    process.is_null() || event() == pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_READ
 }
 
 /// Wakes the process that owns a latch; 0 does nothing. A latch whose process has gone is harmless: the

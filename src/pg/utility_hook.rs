@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use pgrx::prelude::*;
 use pgrx::{PgBox, pg_sys};
 
-use crate::{gate, guard};
+use crate::gate::{self, Entered};
+use crate::guard;
 
 /// A utility statement that is about to be executed.
 pub struct UtilityStatement {
@@ -108,19 +109,22 @@ unsafe extern "C-unwind" fn process_utility(
 ) {
     // SAFETY: the arguments are passed on as they came.
     unsafe {
-        let entered = before(planned);
+        let bracket = gate::is_bracket((*planned).utilityStmt);
+        let entered = if bracket { Entered::FREE } else { before(planned) };
         let next = match PREVIOUS.get() {
             Some(Some(previous)) => *previous,
             _ => standard_ProcessUtility,
         };
         next(planned, query, read_only_tree, context, params, environment, destination, completion);
-        after(entered);
+        if entered != Entered::FREE {
+            after(entered);
+        }
     }
 }
 
 /// What refuses a statement.
 #[pg_guard]
-unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> gate::Entered {
+unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> Entered {
     guard::check(&UtilityStatement { planned });
     // SAFETY: the statement that PostgreSQL passes to the hook.
     unsafe { gate::utility_enter(planned) }
@@ -128,6 +132,6 @@ unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> gate::E
 
 /// What a statement that has succeeded must still pass.
 #[pg_guard]
-unsafe extern "C-unwind" fn after(entered: gate::Entered) {
+unsafe extern "C-unwind" fn after(entered: Entered) {
     gate::utility_leave(entered);
 }

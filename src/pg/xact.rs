@@ -7,6 +7,8 @@ use pgrx::pg_sys;
 
 unsafe extern "C-unwind" {
     fn PostmasterIsAliveInternal() -> bool;
+    /// Reads this process's memory and raises nothing: called without pgrx's boundary.
+    fn GetTopTransactionIdIfAny() -> pg_sys::TransactionId;
     /// Set by the signal that the kernel sends when the postmaster dies (src/include/storage/pmsignal.h).
     static mut postmaster_possibly_dead: pg_sys::sig_atomic_t;
 }
@@ -25,9 +27,7 @@ pub fn register(callback: unsafe extern "C-unwind" fn(Event, *mut c_void)) {
 #[inline]
 pub fn wrote() -> bool {
     // SAFETY: a plain value of this process; the call reads this process's memory.
-    unsafe {
-        pg_sys::XactLastRecEnd != 0 && pg_sys::GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId
-    }
+    unsafe { pg_sys::XactLastRecEnd != 0 && GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
 }
 
 /// Does a commit of this transaction wait until a synchronous standby has it on disk?

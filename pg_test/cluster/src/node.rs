@@ -289,15 +289,13 @@ impl Node {
     /// CPU time used so far by biha's workers.
     pub fn worker_cpu(&self) -> Duration {
         // With cluster_name the title is "postgres: biha_node_1: biha controller".
-        let ticks: u64 = self.processes_titled(": biha ").iter().map(|process| process.ticks).sum();
-        Duration::from_millis(ticks * 10)
+        process::cpu_time(self.processes_titled(": biha ").iter().map(|process| process.ticks).sum())
     }
 
     /// CPU time used so far by all processes of the server, also by those that have ended.
     pub fn server_cpu(&self) -> Duration {
         let processes = process::in_directory(&self.data);
-        let ticks: u64 = processes.iter().map(|process| process.ticks + process.ended_ticks).sum();
-        Duration::from_millis(ticks * 10)
+        process::cpu_time(processes.iter().map(|process| process.ticks + process.ended_ticks).sum())
     }
 
     /// The log's size now; what follows is what happened since.

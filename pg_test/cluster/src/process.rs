@@ -84,12 +84,20 @@ pub fn wait_reaped(pid: i32, timeout: Duration) -> Result<()> {
     })
 }
 
+/// What a re-clone adds to the name of a data directory, for the copy, and then for the one that was replaced.
+pub const RECLONE_SUFFIX: &str = ".biha-reclone";
+
+/// CPU time, from clock ticks.
+pub fn cpu_time(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 10)
+}
+
 /// Also under the name that a re-clone gives the directory that it has replaced, there or removed already.
 fn works_in(pid: i32, dir: &Path) -> bool {
     let Some(cwd) = works_where(pid) else { return false };
     let (cwd, dir) = (cwd.to_string_lossy(), dir.to_string_lossy());
     let cwd = cwd.strip_suffix(" (deleted)").unwrap_or(&cwd);
-    cwd.strip_suffix(".biha-reclone").unwrap_or(cwd) == dir
+    cwd.strip_suffix(RECLONE_SUFFIX).unwrap_or(cwd) == dir
 }
 
 fn works_where(pid: i32) -> Option<PathBuf> {

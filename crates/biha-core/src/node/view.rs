@@ -34,6 +34,8 @@ pub struct View {
     pub state: NodeState,
     /// It leads, and a commit that finds the gate shut may wait for it to open.
     pub worth_waiting: bool,
+    /// It leads, and is handing over to this member: its gate is shut for that.
+    pub hands_over_to: Option<NodeId>,
     /// All members, itself included.
     pub members: Vec<MemberView>,
     /// The members whose flush a synchronous commit may count.
@@ -76,8 +78,13 @@ impl Node {
             Role::Leader(leader) => leader.is_worth_waiting_for(self.now, self.timeout()),
             _ => false,
         };
+        let handing_over = match &self.role {
+            Role::Leader(leader) => leader.handing_over.filter(|handing| handing.is_announced()),
+            _ => None,
+        };
+        let hands_over_to = handing_over.map(|handing| handing.target);
         let (term, state, synchronous) = (self.hard.term, self.state(), self.synchronous());
-        View { term, leader, state, worth_waiting, members, synchronous }
+        View { term, leader, state, worth_waiting, hands_over_to, members, synchronous }
     }
 
     fn member_view(&self, id: NodeId) -> MemberView {

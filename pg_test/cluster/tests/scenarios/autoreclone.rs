@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{Node, StopMode};
-use biha_cluster_tests::process::{self, signal};
+use biha_cluster_tests::process::{self, RECLONE_SUFFIX, signal};
 use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::{wait_for, wait_until};
@@ -66,7 +66,7 @@ const OPERATORS_SIZE: u64 = 256 << 20;
 /// Where the copy is made.
 fn beside(node: &Node) -> PathBuf {
     let mut name = node.data.clone().into_os_string();
-    name.push(".biha-reclone");
+    name.push(RECLONE_SUFFIX);
     name.into()
 }
 
