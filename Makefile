@@ -141,7 +141,7 @@ soak-chaos: deps
 SEEDS ?= 1000000
 .PHONY: soak-sim
 soak-sim:
-	SEEDS=$(SEEDS) FIRST=$(or $(FIRST),0) $(CARGO) test -p biha-core --test faults safety -- --nocapture
+	SEEDS=$(SEEDS) FIRST=$(or $(FIRST),0) $(CARGO) test --profile soak -p biha-core --test faults safety -- --nocapture
 
 # One fault more than in `make check`, in every scenario of the model; MODEL_SECONDS at most for each.
 MODEL_DEPTH   ?= 3
@@ -149,7 +149,7 @@ MODEL_SECONDS ?= 600
 .PHONY: soak-model
 soak-model:
 	MODEL_DEPTH=$(MODEL_DEPTH) MODEL_SECONDS=$(MODEL_SECONDS) MODEL_THREADS=$(shell nproc) \
-	    $(CARGO) test --release -p biha-core --test model safety -- --test-threads=1 --nocapture
+	    $(CARGO) test --profile soak -p biha-core --test model safety -- --test-threads=1 --nocapture
 
 .PHONY: soak
 soak: soak-model soak-sim soak-chaos

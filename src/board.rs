@@ -47,6 +47,10 @@ pub struct Gate {
     pub lossless_required: AtomicU32,
     /// Commits of sessions that asked for less than the standbys' flush, since shared memory was made.
     pub lowered_commits: AtomicU64,
+    /// Commits that have passed the gate and are not confirmed yet.
+    pub committing: AtomicU32,
+    /// New ones wait until this CLOCK_BOOTTIME millisecond, because the gate is about to be shut; 0 if not.
+    pub held_back_until: AtomicU64,
     /// Held by the controller as long as it lives.
     pub controller_alive: RobustMutex,
     /// Number of the last change of the receiver's settings that the startup process has read.

@@ -3,7 +3,8 @@
 //! One latch loop in one thread. It turns whatever happened into the core's inputs and has the core's outputs
 //! carried out.
 //!
-//! **Architecture invariant:** nothing here blocks but the fsync of a state file, and nothing here decides.
+//! **Architecture invariant:** nothing here blocks but the fsync of a state file, and at the end what waits for the
+//! last commits; and nothing here decides.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -21,6 +22,7 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
 
 use crate::board::{self, MemberStatus, Status};
+use crate::gate::drain::drain;
 use crate::pg::{backends, clock, postmaster, process, random, status, wait, walsender, worker};
 use crate::rejections::Rejections;
 use crate::{guc, lifecycle, paths};
@@ -184,6 +186,9 @@ impl Controller {
             self.leave(Goodbye::PostmasterDied);
         }
         if worker::told_to_stop() {
+            if board::gate().open_until.load(Ordering::SeqCst) != 0 {
+                drain(|| false);
+            }
             self.leave(Goodbye::CleanStop);
         }
     }

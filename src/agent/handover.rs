@@ -12,6 +12,7 @@ use biha_core::{NodeId, OrderId, OrderResult, Position};
 
 use super::receiver::{self, SUPERSEDED, given_up};
 use crate::board;
+use crate::gate::drain::drain;
 use crate::lifecycle::{self, Repair};
 use crate::pg::{control, exec, postmaster, process, wait, walsender, xlog};
 
@@ -28,6 +29,7 @@ const CHECK_LIMIT: Duration = Duration::from_secs(10);
 pub fn prepare(id: OrderId) -> Result<OrderResult, String> {
     check_files()?;
     checkpoint(id)?;
+    drain(|| given_up(id));
     Ok(OrderResult::Done)
 }
 

@@ -7,6 +7,7 @@
 //! **Architecture invariant:** nothing here blocks, waits for a lock or makes a system call while the gate is
 //! open.
 
+pub mod drain;
 mod report;
 mod statement;
 mod synchronous;
@@ -79,15 +80,15 @@ fn judge(incarnation: u64, open: bool, leading: bool, alive: impl FnOnce() -> bo
     }
 }
 
-/// As [`look`], but waits for the renewal of a lease that has run out, up to one election timeout. May be
-/// interrupted, and then raises an ERROR. `None` is shut.
+/// As [`look`], but waits for the renewal of a lease that has run out, up to one election timeout, and while commits
+/// are held back. May be interrupted, and then raises an ERROR. `None` is shut.
 fn await_open(reserve: Millis) -> Option<u64> {
     let end = clock::boottime() + Millis::from(board::gate().patience.load(Relaxed));
     let mut waited = false;
     let seen = loop {
         match look(reserve) {
-            Look::Open(incarnation) => break Some(incarnation),
-            Look::Lapsed if clock::boottime() < end => {
+            Look::Open(incarnation) if !drain::holds_back() => break Some(incarnation),
+            Look::Open(_) | Look::Lapsed if clock::boottime() < end => {
                 waited = true;
                 wait::latch(Duration::from_millis(LOOK_AGAIN));
                 pgrx::check_for_interrupts!();
@@ -113,48 +114,68 @@ unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, argument: *mut c_v
 
 /// Is there nothing to wait for, to refuse and to put back? Then all is done.
 fn passes_at_once(event: xact::Event) -> bool {
-    let passed = match event {
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE if !xact::wrote() => 0,
+    match event {
+        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE if !xact::wrote() => true,
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => match look(0) {
-            Look::Open(incarnation) if !synchronous::is_wanted() => incarnation,
-            _ => return false,
+            Look::Open(incarnation) if !synchronous::is_wanted() => enter(incarnation),
+            _ => false,
         },
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => match PASSED.load(Relaxed) {
-            _ if synchronous::is_guarded() => return false,
-            0 => 0,
-            passed if look(0) == Look::Open(passed) => 0,
-            _ => return false,
-        },
-        XACT_EVENT_ABORT if synchronous::is_guarded() => return false,
-        XACT_EVENT_ABORT => 0,
-        _ => return true,
-    };
-    PASSED.store(passed, Relaxed);
-    true
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => {
+            let passed = PASSED.load(Relaxed);
+            let confirmed = !synchronous::is_guarded() && (passed == 0 || look(0) == Look::Open(passed));
+            if confirmed {
+                leave();
+            }
+            confirmed
+        }
+        XACT_EVENT_ABORT if !synchronous::is_guarded() => {
+            leave();
+            true
+        }
+        XACT_EVENT_ABORT => false,
+        _ => true,
+    }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn consider(event: xact::Event, _argument: *mut c_void) {
     match event {
-        XACT_EVENT_PRE_COMMIT => before("COMMIT"),
-        XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
-        XACT_EVENT_COMMIT => confirm(PASSED.swap(0, Relaxed), xact::commit_end),
-        XACT_EVENT_PREPARE => confirm(PASSED.swap(0, Relaxed), xact::flushed),
-        XACT_EVENT_ABORT => {
-            PASSED.store(0, Relaxed);
-            synchronous::end();
-        }
+        XACT_EVENT_PRE_COMMIT => return before("COMMIT"),
+        XACT_EVENT_PRE_PREPARE => return before("PREPARE TRANSACTION"),
+        XACT_EVENT_COMMIT => confirm(PASSED.load(Relaxed), xact::commit_end),
+        XACT_EVENT_PREPARE => confirm(PASSED.load(Relaxed), xact::flushed),
+        XACT_EVENT_ABORT => synchronous::end(),
         _ => {}
+    }
+    leave();
+}
+
+/// Passes the gate in this incarnation; false if commits are held back.
+fn enter(incarnation: u64) -> bool {
+    let entered = drain::enter();
+    if entered {
+        PASSED.store(incarnation, Relaxed);
+    }
+    entered
+}
+
+/// The transaction is over.
+fn leave() {
+    if PASSED.load(Relaxed) != 0 {
+        PASSED.store(0, Relaxed);
+        drain::leave();
     }
 }
 
 /// First look, at a transaction that wrote: it can still fail.
 fn before(command: &str) {
-    match await_open(0) {
-        Some(incarnation) => PASSED.store(incarnation, Relaxed),
-        None => report::refuse_commit(command),
+    loop {
+        match await_open(0) {
+            Some(incarnation) if enter(incarnation) => return synchronous::begin(),
+            Some(_) => {}
+            None => report::refuse_commit(command),
+        }
     }
-    synchronous::begin();
 }
 
 /// Second look: the commit is durable. It may be confirmed only if the very leadership under which it passed is

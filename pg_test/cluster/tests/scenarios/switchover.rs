@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use biha_cluster_tests::client::sqlstate;
-use biha_cluster_tests::cluster::Cluster;
-use biha_cluster_tests::node::Node;
+use biha_cluster_tests::cluster::{Builder, Cluster};
+use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::scenario::{judge, run};
 
@@ -73,4 +73,50 @@ fn switchover_to_nobody_is_refused() {
         dead.start()?;
         cluster.wait_healthy(A_MINUTE).map(drop)
     });
+}
+
+/// What says that a commit was left without an answer.
+const IN_DOUBT: &str = "lost its leadership during a commit";
+
+/// A change of leader that was asked for leaves nobody in doubt: commits under way come through before the gate is
+/// shut. Under all the load that eight clients can make.
+fn nobody_is_left_in_doubt(name: &str, builder: Builder) {
+    run(name, builder, &failover_lines(), |cluster, figures| {
+        let marks: Vec<u64> = cluster.nodes().iter().map(Node::log_mark).collect();
+        let oracle = Oracle::start(cluster, Load { workers: 8, rate: None, ..Load::default() })?;
+        for round in 0..6 {
+            oracle.wait_acks(200, TEN_SECONDS)?;
+            let leader = cluster.wait_healthy(A_MINUTE)?;
+            if round % 3 == 2 {
+                leader.stop(StopMode::Fast)?;
+                cluster.wait_leader_other_than(leader.id, TEN_SECONDS)?;
+                leader.start()?;
+            } else {
+                cluster.set_leader(leader, cluster.others(leader.id)[round % 2].id)?;
+                cluster.wait_leader_other_than(leader.id, TEN_SECONDS)?;
+            }
+        }
+        oracle.wait_acks(200, TEN_SECONDS)?;
+        cluster.wait_healthy(A_MINUTE)?;
+        judge(cluster, &oracle.stop()?)?.expect_nothing_lost()?;
+        let in_doubt = |(node, mark): (&Node, u64)| -> Result<usize> {
+            let log = std::fs::read_to_string(&node.log)?;
+            Ok(log[usize::try_from(mark)?..].matches(IN_DOUBT).count())
+        };
+        let left = cluster.nodes().iter().zip(marks).map(in_doubt).sum::<Result<usize>>()?;
+        figures.note("in doubt", left);
+        ensure!(left == 0, "{left} commits were left without an answer");
+        Ok(())
+    });
+}
+
+#[test]
+fn planned_changes_leave_no_commit_in_doubt() {
+    nobody_is_left_in_doubt("planned_changes_leave_no_commit_in_doubt", Cluster::builder());
+}
+
+#[test]
+fn planned_changes_leave_no_synchronous_commit_in_doubt() {
+    let name = "planned_changes_leave_no_synchronous_commit_in_doubt";
+    nobody_is_left_in_doubt(name, Cluster::builder().sync_standbys(1));
 }
