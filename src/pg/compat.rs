@@ -5,6 +5,13 @@ use std::ffi::CStr;
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
 
+/// The class of waits for a buffer pin.
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+pub const PG_WAIT_BUFFER_PIN: u32 = pg_sys::PG_WAIT_BUFFER_PIN;
+/// The class of waits for a buffer pin.
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+pub const PG_WAIT_BUFFER_PIN: u32 = pg_sys::PG_WAIT_BUFFERPIN;
+
 /// Has WAL been removed that this slot should have kept?
 #[cfg(feature = "pg15")]
 pub fn slot_is_lost(data: &pg_sys::ReplicationSlotPersistentData) -> bool {

@@ -6,6 +6,8 @@ use pgrx::pg_sys::WaitEventIPC::{
     WAIT_EVENT_RECOVERY_CONFLICT_SNAPSHOT, WAIT_EVENT_RECOVERY_CONFLICT_TABLESPACE,
 };
 
+use super::compat::PG_WAIT_BUFFER_PIN;
+
 /// Is the server in recovery? Once it is not, it stays so until shared memory is made anew.
 pub fn in_progress() -> bool {
     // SAFETY: reads shared memory.
@@ -54,7 +56,7 @@ pub fn held_by_conflict() -> Option<i32> {
 
 /// Of the auxiliary processes only the startup process waits for heavyweight locks and buffer pins.
 fn is_conflict(event: u32) -> bool {
-    matches!(event & 0xff00_0000, pg_sys::PG_WAIT_LOCK | pg_sys::PG_WAIT_BUFFER_PIN)
+    matches!(event & 0xff00_0000, pg_sys::PG_WAIT_LOCK | PG_WAIT_BUFFER_PIN)
         || matches!(event, WAIT_EVENT_RECOVERY_CONFLICT_SNAPSHOT | WAIT_EVENT_RECOVERY_CONFLICT_TABLESPACE)
 }
 
