@@ -49,7 +49,7 @@ pub struct Gate {
     pub lowered_commits: AtomicU64,
     /// Commits that have passed the gate and are not confirmed yet.
     pub committing: AtomicU32,
-    /// New ones wait until this CLOCK_BOOTTIME millisecond, because the gate is about to be shut; 0 if not.
+    /// New ones wait until this CLOCK_BOOTTIME millisecond: the gate is, or was, about to be shut; 0 if never.
     pub held_back_until: AtomicU64,
     /// Held by the controller as long as it lives.
     pub controller_alive: RobustMutex,

@@ -10,10 +10,8 @@ use biha_core::Millis;
 use crate::board;
 use crate::pg::{clock, wait};
 
-/// How long to wait for them: one that needs longer waits for a disk or a standby that may never answer.
-const LIMIT: Duration = Duration::from_millis(100);
-/// How long new commits are held back, in ms, unless the gate is shut before: longer than [`LIMIT`].
-const HOLD: Millis = 150;
+/// How long to wait for them at most, in ms: one that needs longer waits for a disk or a standby that may never answer.
+const LIMIT: Millis = 100;
 
 /// Counts the commit of this session, until [`leave`]. False if commits are held back now.
 #[inline]
@@ -40,9 +38,11 @@ pub fn holds_back() -> bool {
     until != 0 && clock::boottime() < until
 }
 
-/// Holds back new commits and waits for those under way, or until `given_up`. Who shuts the gate has to follow soon.
+/// Holds back new commits and waits for those under way, or until `given_up`. Who shuts the gate has to follow soon:
+/// the hold ends by itself. Both are short against the election timeout, in which nobody must miss a heartbeat.
 pub fn drain(given_up: impl Fn() -> bool) {
     let gate = board::gate();
-    gate.held_back_until.store(clock::boottime() + HOLD, SeqCst);
-    wait::until(LIMIT, || gate.committing.load(SeqCst) == 0 || given_up());
+    let limit = LIMIT.min(Millis::from(gate.patience.load(SeqCst)) / 8);
+    gate.held_back_until.store(clock::boottime() + limit + limit / 2, SeqCst);
+    wait::until(Duration::from_millis(limit), || gate.committing.load(SeqCst) == 0 || given_up());
 }

@@ -5,7 +5,7 @@
 //! taken back are stopped before they begin.
 //!
 //! **Architecture invariant:** nothing here blocks, waits for a lock or makes a system call while the gate is
-//! open.
+//! open, but for the moment before it is shut in good order ([`drain`]).
 
 pub mod drain;
 mod report;
@@ -27,7 +27,7 @@ use crate::pg::{clock, process, wait, xact};
 
 pub use statement::{Entered, is_bracket, utility_enter, utility_leave};
 
-/// How often a commit looks again while the lease has run out, in ms.
+/// How often a commit looks again while the lease has run out or commits are held back, in ms.
 const LOOK_AGAIN: Millis = 5;
 
 /// The incarnation under which this transaction passed the gate; 0 if it has nothing to confirm.
@@ -167,15 +167,22 @@ fn leave() {
     }
 }
 
-/// First look, at a transaction that wrote: it can still fail.
-fn before(command: &str) {
+/// Passes the gate as soon as that may be. May be interrupted, and then raises an ERROR. `None` is shut.
+fn await_entrance(reserve: Millis) -> Option<u64> {
     loop {
-        match await_open(0) {
-            Some(incarnation) if enter(incarnation) => return synchronous::begin(),
-            Some(_) => {}
-            None => report::refuse_commit(command),
+        let incarnation = await_open(reserve)?;
+        if enter(incarnation) {
+            return Some(incarnation);
         }
     }
+}
+
+/// First look, at a transaction that wrote: it can still fail.
+fn before(command: &str) {
+    if await_entrance(0).is_none() {
+        report::refuse_commit(command);
+    }
+    synchronous::begin();
 }
 
 /// Second look: the commit is durable. It may be confirmed only if the very leadership under which it passed is

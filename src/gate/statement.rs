@@ -9,7 +9,7 @@ use biha_core::Millis;
 use pgrx::pg_sys::{CmdType, ExecutorStart_hook_type, NodeTag, TransactionStmtKind};
 use pgrx::{PgList, pg_guard, pg_sys};
 
-use super::{Look, await_open, confirm, look, report, says_open, synchronous};
+use super::{Look, await_entrance, await_open, confirm, drain, leave, look, report, says_open, synchronous};
 use crate::board;
 use crate::pg::{recovery, xact};
 
@@ -85,17 +85,21 @@ unsafe extern "C-unwind" fn before_execution(query: *mut pg_sys::QueryDesc) {
 }
 
 /// Asks for an open gate. `name` is called only when it is not open: the statement's name, or `None` if it
-/// may go on all the same. Returns the incarnation, or 0 if it went on without. Raises an ERROR to refuse.
-fn ask(reserve: Millis, name: impl FnOnce() -> Option<String>) -> u64 {
-    if let Look::Open(incarnation) = look(reserve) {
-        return incarnation;
+/// may go on all the same. Raises an ERROR to refuse.
+fn ask(reserve: Millis, name: impl FnOnce() -> Option<String>) {
+    // What cannot be taken back does not begin when its commit would have to wait for what may not come.
+    let open = matches!(look(reserve), Look::Open(_)) && (reserve == 0 || !drain::holds_back());
+    if !open
+        && let Some(name) = unless_standby(name)
+        && await_open(reserve).is_none()
+    {
+        report::refuse_statement(&name);
     }
-    // A standby refuses by itself, with words that users know.
-    let Some(name) = name().filter(|_| !recovery::in_progress()) else { return 0 };
-    match await_open(reserve) {
-        Some(incarnation) => incarnation,
-        None => report::refuse_statement(&name),
-    }
+}
+
+/// A standby refuses by itself, with words that users know.
+fn unless_standby(name: impl FnOnce() -> Option<String>) -> Option<String> {
+    name().filter(|_| !recovery::in_progress())
 }
 
 fn plan_name(plan: &pg_sys::PlannedStmt) -> String {
@@ -138,17 +142,23 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
     let node = unsafe { (*statement).utilityStmt };
     // SAFETY: as the caller promises.
     let need = unsafe { need(node) };
-    let reserve = match need {
-        Need::Nothing => return Entered::FREE,
-        Need::Open => 0,
-        // Half of the lease, which is 9/10 of the election timeout.
-        _ => Millis::from(board::gate().patience.load(SeqCst)) * 9 / 20,
-    };
+    // Half of the lease, which is 9/10 of the election timeout.
+    let reserve = || Millis::from(board::gate().patience.load(SeqCst)) * 9 / 20;
     // SAFETY: as the caller promises.
-    let incarnation = ask(reserve, || unsafe { name_unless_temporary(node) });
-    if need != Need::LeaseAndConfirmation || incarnation == 0 {
-        return Entered::FREE;
+    let name = || unsafe { name_unless_temporary(node) };
+    match need {
+        Need::Nothing => {}
+        Need::Open => ask(0, name),
+        Need::Lease => ask(reserve(), name),
+        Need::LeaseAndConfirmation => return enter(reserve(), name),
     }
+    Entered::FREE
+}
+
+/// Passes the gate as a commit does.
+fn enter(reserve: Millis, name: impl FnOnce() -> Option<String>) -> Entered {
+    let Some(name) = unless_standby(name) else { return Entered::FREE };
+    let Some(incarnation) = await_entrance(reserve) else { report::refuse_statement(&name) };
     synchronous::begin();
     Entered(incarnation)
 }
@@ -156,6 +166,7 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
 /// The second look; after the statement has been executed without an ERROR.
 pub fn utility_leave(entered: Entered) {
     confirm(entered.0, xact::flushed);
+    leave();
 }
 
 /// Is it BEGIN, COMMIT or one of their kind, of which every transaction has two? They need nothing of the gate. COMMIT

@@ -16,8 +16,11 @@ pub fn my_latch() -> usize {
 
 /// Process number of the session that owns a latch (the address comes from [`my_latch`]); 0 for none.
 pub fn owner(latch: usize) -> i32 {
+    if latch == 0 {
+        return 0;
+    }
     // SAFETY: such a latch lies in a PGPROC, which is never unmapped.
-    if latch == 0 { 0 } else { unsafe { (*(latch as *const pg_sys::Latch)).owner_pid } }
+    unsafe { (&raw const (*(latch as *const pg_sys::Latch)).owner_pid).read_volatile() }
 }
 
 /// Has this session's client the answer to its last word? It has if the session waits for the next one, or has

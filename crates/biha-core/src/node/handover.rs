@@ -23,7 +23,7 @@ pub(super) struct HandingOver {
 pub(super) enum HandoverPhase {
     /// The target does not stream yet, as far as known; it may have begun a moment ago.
     Waiting,
-    /// A checkpoint is being made; commits go on.
+    /// A checkpoint is being made; commits go on until it is done.
     Preparing,
     /// The gate is shut and the target told; it has not answered yet.
     Announced,

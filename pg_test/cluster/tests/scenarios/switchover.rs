@@ -1,10 +1,12 @@
 //! `SELECT biha.set_leader(n)` from every node: no acknowledged row lost, no rewind, and the old leader follows
 //! with the same postmaster.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
-use biha_cluster_tests::client::sqlstate;
+use anyhow::{Result, anyhow, ensure};
+use biha_cluster_tests::client::{Session, sqlstate};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
@@ -79,35 +81,73 @@ fn switchover_to_nobody_is_refused() {
 const IN_DOUBT: &str = "lost its leadership during a commit";
 
 /// A change of leader that was asked for leaves nobody in doubt: commits under way come through before the gate is
-/// shut. Under all the load that eight clients can make.
+/// shut. Under all the load that eight clients can make, and one that commits in two phases.
 fn nobody_is_left_in_doubt(name: &str, builder: Builder) {
+    let builder = builder.setting("max_prepared_transactions", "20");
     run(name, builder, &failover_lines(), |cluster, figures| {
         let marks: Vec<u64> = cluster.nodes().iter().map(Node::log_mark).collect();
+        cluster.leader()?.query("CREATE TABLE prepared (n int)")?;
         let oracle = Oracle::start(cluster, Load { workers: 8, rate: None, ..Load::default() })?;
-        for round in 0..6 {
-            oracle.wait_acks(200, TEN_SECONDS)?;
-            let leader = cluster.wait_healthy(A_MINUTE)?;
-            if round % 3 == 2 {
-                leader.stop(StopMode::Fast)?;
-                cluster.wait_leader_other_than(leader.id, TEN_SECONDS)?;
-                leader.start()?;
-            } else {
-                cluster.set_leader(leader, cluster.others(leader.id)[round % 2].id)?;
-                cluster.wait_leader_other_than(leader.id, TEN_SECONDS)?;
-            }
-        }
-        oracle.wait_acks(200, TEN_SECONDS)?;
-        cluster.wait_healthy(A_MINUTE)?;
+        let done = AtomicBool::new(false);
+        let (changed, phases) = thread::scope(|scope| {
+            let phases = scope.spawn(|| commit_in_two_phases(cluster, &done));
+            let changed = change_leaders(cluster, &oracle);
+            done.store(true, Relaxed);
+            (changed, phases.join())
+        });
+        changed?;
         judge(cluster, &oracle.stop()?)?.expect_nothing_lost()?;
         let in_doubt = |(node, mark): (&Node, u64)| -> Result<usize> {
             let log = std::fs::read_to_string(&node.log)?;
             Ok(log[usize::try_from(mark)?..].matches(IN_DOUBT).count())
         };
         let left = cluster.nodes().iter().zip(marks).map(in_doubt).sum::<Result<usize>>()?;
+        let phases = phases.map_err(|_| anyhow!("the client that commits in two phases panicked"))?;
+        figures.note("in two phases", phases);
         figures.note("in doubt", left);
         ensure!(left == 0, "{left} commits were left without an answer");
+        ensure!(phases > 100, "only {phases} commits in two phases");
         Ok(())
     });
+}
+
+/// Switchovers and clean stops.
+fn change_leaders(cluster: &Cluster, oracle: &Oracle) -> Result<()> {
+    for round in 0..6 {
+        oracle.wait_acks(200, TEN_SECONDS)?;
+        let leader = cluster.wait_healthy(A_MINUTE)?;
+        if round % 3 == 2 {
+            leader.stop(StopMode::Fast)?;
+            cluster.wait_leader_other_than(leader.id, TEN_SECONDS)?;
+            leader.start()?;
+        } else {
+            cluster.set_leader(leader, cluster.others(leader.id)[round % 2].id)?;
+            cluster.wait_leader_other_than(leader.id, TEN_SECONDS)?;
+        }
+    }
+    oracle.wait_acks(200, TEN_SECONDS)?;
+    cluster.wait_healthy(A_MINUTE).map(drop)
+}
+
+/// One client of whoever leads, until it is told to stop; gives the number of its commits.
+fn commit_in_two_phases(cluster: &Cluster, done: &AtomicBool) -> u32 {
+    let mut number = 0;
+    while !done.load(Relaxed) {
+        let session =
+            cluster.leader().and_then(|leader| Session::open(&leader.address, "postgres", TEN_SECONDS));
+        let Ok(session) = session else { continue };
+        let commit = |number: u32| {
+            session
+                .query(&format!("BEGIN; INSERT INTO prepared VALUES (1); PREPARE TRANSACTION '{number}'"))?;
+            session.query(&format!("COMMIT PREPARED '{number}'"))
+        };
+        // One that was left prepared keeps its name.
+        while !done.load(Relaxed) && commit(number).is_ok() {
+            number += 1;
+        }
+        number += 1;
+    }
+    number
 }
 
 #[test]
