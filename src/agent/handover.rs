@@ -60,9 +60,7 @@ pub fn restart(rewind: Option<NodeId>, drain: bool) -> Result<OrderResult, Strin
         // One whose follower does not answer would hold up the shutdown until wal_sender_timeout.
         walsender::terminate_all();
     }
-    if drain {
-        let_answer();
-    }
+    let_answer();
     lifecycle::request_restart(source.map(Repair::Rewind))?;
     Ok(OrderResult::Done)
 }

@@ -217,11 +217,13 @@ impl Cluster {
         self.step(id, Input::Server(status));
     }
 
-    /// The receiver's view under- and overstates (PostgreSQL's receivedTLI and flushedUpto).
+    /// The receiver's view under- and overstates (PostgreSQL's receivedTLI and flushedUpto). In production there is
+    /// none, whatever the settings say.
     fn lie(&mut self, id: NodeId, hint: Option<Position>) -> Option<Position> {
         let hint = hint?;
-        let receiver = self.host(id).server.receiver;
+        let Server { receiver, mode, .. } = self.host(id).server;
         match self.rng.below(2) {
+            _ if mode == ServerMode::Production => Some(hint),
             0 => Some(Position { lsn: Lsn(hint.lsn.0 & !0xff), ..hint }),
             _ => receiver.map_or(Some(hint), |leader| {
                 Some(Position { timeline: self.host(leader).server.log.end().timeline, ..hint })
