@@ -6,6 +6,7 @@
 //! nobody has reaped keeps its lock file valid, and init may take seconds.
 
 use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
@@ -39,15 +40,15 @@ pub struct Process {
 
 /// All living processes whose working directory is `dir`, without zombies.
 pub fn in_directory(dir: &Path) -> Vec<Process> {
-    living(|pid| works_in(pid, dir))
+    living(|process| works_in(process, dir))
 }
 
-fn living(wanted: impl Fn(i32) -> bool) -> Vec<Process> {
+fn living(wanted: impl Fn(&Process) -> bool) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<Process> = entries
         .flatten()
         .filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?))
-        .filter(|process| !reaped(process) && process.state != 'Z' && wanted(process.pid))
+        .filter(|process| !reaped(process) && process.state != 'Z' && wanted(process))
         .collect();
     found.sort_by_key(|process| process.pid);
     found
@@ -93,15 +94,19 @@ pub fn cpu_time(ticks: u64) -> Duration {
 }
 
 /// Also under the name that a re-clone gives the directory that it has replaced, there or removed already.
-fn works_in(pid: i32, dir: &Path) -> bool {
-    let Some(cwd) = works_where(pid) else { return false };
+fn works_in(process: &Process, dir: &Path) -> bool {
+    let cwd = match works_where(process.pid) {
+        Ok(cwd) => cwd,
+        // The kernel forgets where a process worked before it is a zombie that can be reaped: it is there until then.
+        Err(error) => return error.kind() == ErrorKind::NotFound && process.command == "postgres",
+    };
     let (cwd, dir) = (cwd.to_string_lossy(), dir.to_string_lossy());
     let cwd = cwd.strip_suffix(" (deleted)").unwrap_or(&cwd);
     cwd.strip_suffix(RECLONE_SUFFIX).unwrap_or(cwd) == dir
 }
 
-fn works_where(pid: i32) -> Option<PathBuf> {
-    fs::read_link(PathBuf::from(format!("/proc/{pid}/cwd"))).ok()
+fn works_where(pid: i32) -> io::Result<PathBuf> {
+    fs::read_link(PathBuf::from(format!("/proc/{pid}/cwd")))
 }
 
 fn read(pid: i32) -> Option<Process> {
@@ -158,7 +163,7 @@ pub fn kill_all(dir: &Path) -> Result<()> {
 
 /// kill -9 of everything that works in `dir` or below, until nothing does.
 pub fn kill_below(dir: &Path) -> Result<()> {
-    kill_while(dir, || living(|pid| works_where(pid).is_some_and(|cwd| cwd.starts_with(dir))))
+    kill_while(dir, || living(|process| works_where(process.pid).is_ok_and(|cwd| cwd.starts_with(dir))))
 }
 
 fn kill_while(dir: &Path, there: impl Fn() -> Vec<Process>) -> Result<()> {
