@@ -69,8 +69,10 @@ pub struct Gate {
     pub controller_latch: AtomicUsize,
     /// See [`Gate::controller_latch`].
     pub agent_latch: AtomicUsize,
-    /// Process number of the session that was last answered, for a restart that would end it; 0 if none.
-    pub answered: AtomicI32,
+    /// Latch of the session that was last answered, for a restart that would end it; 0 if none.
+    pub answered_latch: AtomicUsize,
+    /// Its process number: latches outlive their owners.
+    pub answered_pid: AtomicI32,
 }
 
 // SAFETY: only atomics and a process-shared mutex; no pointers into one process's memory.
@@ -364,7 +366,8 @@ pub fn answer(request: RequestId, result: &CommandResult) {
         letter.result = blob;
         letter.asker_latch
     };
-    gate().answered.store(process::owner(latch), Ordering::SeqCst);
+    gate().answered_pid.store(process::owner(latch), Ordering::SeqCst);
+    gate().answered_latch.store(latch, Ordering::SeqCst);
     process::set_latch(latch);
 }
 

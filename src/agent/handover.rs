@@ -76,8 +76,9 @@ pub fn reclone(leader: NodeId, end: Position) -> Result<OrderResult, String> {
 
 /// Whoever asked for this restart on this very node shall read that it was accepted.
 fn let_answer() {
-    let asker = board::gate().answered.swap(0, Ordering::SeqCst);
-    wait::until(ANSWER_LIMIT, || process::is_answered(asker));
+    let latch = board::gate().answered_latch.swap(0, Ordering::SeqCst);
+    let pid = board::gate().answered_pid.load(Ordering::SeqCst);
+    wait::until(ANSWER_LIMIT, || process::is_answered(latch, pid));
 }
 
 /// See [`biha_core::Order::EndWalsenders`].

@@ -23,14 +23,16 @@ pub fn owner(latch: usize) -> i32 {
     unsafe { (&raw const (*(latch as *const pg_sys::Latch)).owner_pid).read_volatile() }
 }
 
-/// Has this session's client the answer to its last word? It has if the session waits for the next one, or has
-/// ended. True for 0.
-pub fn is_answered(pid: i32) -> bool {
-    // SAFETY: looks for the process under a lock that is held for no time; null if there is none.
-    let process = unsafe { pg_sys::BackendPidGetProc(pid) };
-    // SAFETY: PGPROCs are never unmapped; wait_event_info is a word that others may read at any time.
-    let event = || unsafe { (&raw const (*process).wait_event_info).read_volatile() };
-    process.is_null() || event() == pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_READ
+/// Has the client of the session that owned this latch as process `pid` the answer to its last word? It has if the
+/// session waits for the next one, or has ended. True for 0. Takes no lock: a restart that must come waits for this.
+pub fn is_answered(latch: usize, pid: i32) -> bool {
+    let Some(process) = latch.checked_sub(std::mem::offset_of!(pg_sys::PGPROC, procLatch)) else {
+        return true;
+    };
+    // SAFETY: the address comes from `my_latch` of a process of this server, whose PGPROC is never unmapped;
+    // wait_event_info is a word that others may read at any time.
+    let event = unsafe { (&raw const (*(process as *const pg_sys::PGPROC)).wait_event_info).read_volatile() };
+    owner(latch) != pid || event == pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_READ
 }
 
 /// Wakes the process that owns a latch; 0 does nothing. A latch whose process has gone is harmless: the
