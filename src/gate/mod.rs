@@ -25,7 +25,7 @@ use pgrx::pg_sys::XactEvent::{
 use crate::board;
 use crate::pg::{clock, process, wait, xact};
 
-pub use statement::{Entered, is_bracket, utility_enter, utility_leave};
+pub use statement::{is_bracket, utility_enter, utility_leave};
 
 /// How often a commit looks again while the lease has run out or commits are held back, in ms.
 const LOOK_AGAIN: Millis = 5;
@@ -55,7 +55,7 @@ enum Look {
 fn look(reserve: Millis) -> Look {
     let gate = board::gate();
     let incarnation = gate.incarnation.load(SeqCst);
-    let open = gate.open_until.load(SeqCst) > clock::boottime() + reserve;
+    let open = is_leased(reserve);
     let leading = gate.leading.load(SeqCst) == 1;
     judge(incarnation, open, leading, || gate.controller_alive.is_held() && xact::postmaster_is_alive())
 }
@@ -64,8 +64,12 @@ fn look(reserve: Millis) -> Look {
 /// lives is the dear part of a look.
 #[inline]
 fn says_open() -> bool {
-    let gate = board::gate();
-    gate.incarnation.load(SeqCst) != 0 && gate.open_until.load(SeqCst) > clock::boottime()
+    board::gate().incarnation.load(SeqCst) != 0 && is_leased(0)
+}
+
+#[inline]
+fn is_leased(reserve: Millis) -> bool {
+    board::gate().open_until.load(SeqCst) > clock::boottime() + reserve
 }
 
 /// `alive` is asked last: what the words say is worth nothing unless who wrote them lives now.
@@ -140,14 +144,13 @@ fn passes_at_once(event: xact::Event) -> bool {
 #[pg_guard]
 unsafe extern "C-unwind" fn consider(event: xact::Event, _argument: *mut c_void) {
     match event {
-        XACT_EVENT_PRE_COMMIT => return before("COMMIT"),
-        XACT_EVENT_PRE_PREPARE => return before("PREPARE TRANSACTION"),
-        XACT_EVENT_COMMIT => confirm(PASSED.load(Relaxed), xact::commit_end),
-        XACT_EVENT_PREPARE => confirm(PASSED.load(Relaxed), xact::flushed),
-        XACT_EVENT_ABORT => synchronous::end(),
+        XACT_EVENT_PRE_COMMIT => before("COMMIT"),
+        XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
+        XACT_EVENT_COMMIT => confirm(xact::commit_end),
+        XACT_EVENT_PREPARE => confirm(xact::flushed),
+        XACT_EVENT_ABORT => end(),
         _ => {}
     }
-    leave();
 }
 
 /// Passes the gate in this incarnation; false if commits are held back.
@@ -159,7 +162,13 @@ fn enter(incarnation: u64) -> bool {
     entered
 }
 
-/// The transaction is over.
+/// The transaction is over; signals count again.
+fn end() {
+    synchronous::end();
+    leave();
+}
+
+/// The gate is behind this transaction.
 fn leave() {
     if PASSED.load(Relaxed) != 0 {
         PASSED.store(0, Relaxed);
@@ -167,19 +176,19 @@ fn leave() {
     }
 }
 
-/// Passes the gate as soon as that may be. May be interrupted, and then raises an ERROR. `None` is shut.
-fn await_entrance(reserve: Millis) -> Option<u64> {
-    loop {
-        let incarnation = await_open(reserve)?;
+/// Passes the gate as soon as that may be. May be interrupted, and then raises an ERROR. False if it is shut.
+fn await_entrance(reserve: Millis) -> bool {
+    while let Some(incarnation) = await_open(reserve) {
         if enter(incarnation) {
-            return Some(incarnation);
+            return true;
         }
     }
+    false
 }
 
 /// First look, at a transaction that wrote: it can still fail.
 fn before(command: &str) {
-    if await_entrance(0).is_none() {
+    if !await_entrance(0) {
         report::refuse_commit(command);
     }
     synchronous::begin();
@@ -188,7 +197,8 @@ fn before(command: &str) {
 /// Second look: the commit is durable. It may be confirmed only if the very leadership under which it passed is
 /// still valid, and enough standbys have it where they must; if not, the client learns nothing. Raises no ERROR and
 /// cannot be interrupted. `written` tells where it ends.
-fn confirm(passed: u64, written: impl FnOnce() -> Lsn) {
+fn confirm(written: impl FnOnce() -> Lsn) {
+    let passed = PASSED.load(Relaxed);
     if passed != 0 {
         let written = synchronous::is_guarded().then(written);
         if !is_confirmed(passed, written) {
@@ -196,7 +206,7 @@ fn confirm(passed: u64, written: impl FnOnce() -> Lsn) {
             xact::end_session_unacknowledged();
         }
     }
-    synchronous::end();
+    end();
 }
 
 /// Waits for what may still come, up to one election timeout.

@@ -9,7 +9,7 @@ use biha_core::Millis;
 use pgrx::pg_sys::{CmdType, ExecutorStart_hook_type, NodeTag, TransactionStmtKind};
 use pgrx::{PgList, pg_guard, pg_sys};
 
-use super::{Look, await_entrance, await_open, confirm, drain, leave, look, report, says_open, synchronous};
+use super::{Look, await_entrance, await_open, confirm, drain, look, report, says_open, synchronous};
 use crate::board;
 use crate::pg::{recovery, xact};
 
@@ -27,17 +27,6 @@ enum Need {
     Lease,
     /// The same, and nobody asks again before the client is told.
     LeaseAndConfirmation,
-}
-
-/// What is to be looked at again when a utility statement is done.
-#[must_use = "pass it to utility_leave when the statement is done"]
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(transparent)]
-pub struct Entered(u64);
-
-impl Entered {
-    /// Nothing.
-    pub const FREE: Self = Self(0);
 }
 
 /// Hooks the executor.
@@ -133,11 +122,11 @@ fn is_temporary(relation: pg_sys::Oid) -> bool {
 }
 
 /// The gate before a utility statement; from biha's ProcessUtility hook, before the statement is executed.
-/// Raises an ERROR to refuse it.
+/// Raises an ERROR to refuse it. True if [`utility_leave`] is to be called when it is done.
 ///
 /// # Safety
 /// `statement` is the planned statement that the hook was called with.
-pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
+pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> bool {
     // SAFETY: as the caller promises.
     let node = unsafe { (*statement).utilityStmt };
     // SAFETY: as the caller promises.
@@ -152,21 +141,22 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> Entered {
         Need::Lease => ask(reserve(), name),
         Need::LeaseAndConfirmation => return enter(reserve(), name),
     }
-    Entered::FREE
+    false
 }
 
-/// Passes the gate as a commit does.
-fn enter(reserve: Millis, name: impl FnOnce() -> Option<String>) -> Entered {
-    let Some(name) = unless_standby(name) else { return Entered::FREE };
-    let Some(incarnation) = await_entrance(reserve) else { report::refuse_statement(&name) };
+/// Passes the gate as a commit does; false on a standby.
+fn enter(reserve: Millis, name: impl FnOnce() -> Option<String>) -> bool {
+    let Some(name) = unless_standby(name) else { return false };
+    if !await_entrance(reserve) {
+        report::refuse_statement(&name);
+    }
     synchronous::begin();
-    Entered(incarnation)
+    true
 }
 
 /// The second look; after the statement has been executed without an ERROR.
-pub fn utility_leave(entered: Entered) {
-    confirm(entered.0, xact::flushed);
-    leave();
+pub fn utility_leave() {
+    confirm(xact::flushed);
 }
 
 /// Is it BEGIN, COMMIT or one of their kind, of which every transaction has two? They need nothing of the gate. COMMIT

@@ -6,8 +6,7 @@ use std::sync::OnceLock;
 use pgrx::prelude::*;
 use pgrx::{PgBox, pg_sys};
 
-use crate::gate::{self, Entered};
-use crate::guard;
+use crate::{gate, guard};
 
 /// A utility statement that is about to be executed.
 pub struct UtilityStatement {
@@ -110,21 +109,21 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: the arguments are passed on as they came.
     unsafe {
         let bracket = gate::is_bracket((*planned).utilityStmt);
-        let entered = if bracket { Entered::FREE } else { before(planned) };
+        let entered = !bracket && before(planned);
         let next = match PREVIOUS.get() {
             Some(Some(previous)) => *previous,
             _ => standard_ProcessUtility,
         };
         next(planned, query, read_only_tree, context, params, environment, destination, completion);
-        if entered != Entered::FREE {
-            after(entered);
+        if entered {
+            after();
         }
     }
 }
 
-/// What refuses a statement.
+/// What refuses a statement. True if it must pass [`after`] as well.
 #[pg_guard]
-unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> Entered {
+unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> bool {
     guard::check(&UtilityStatement { planned });
     // SAFETY: the statement that PostgreSQL passes to the hook.
     unsafe { gate::utility_enter(planned) }
@@ -132,6 +131,6 @@ unsafe extern "C-unwind" fn before(planned: *mut pg_sys::PlannedStmt) -> Entered
 
 /// What a statement that has succeeded must still pass.
 #[pg_guard]
-unsafe extern "C-unwind" fn after(entered: Entered) {
-    gate::utility_leave(entered);
+unsafe extern "C-unwind" fn after() {
+    gate::utility_leave();
 }

@@ -74,14 +74,13 @@ impl Node {
             Role::Follower(_) => self.heard.as_ref().filter(|h| h.dead.is_none()).map(|h| h.id),
         };
         let members = self.config.members.keys().map(|id| self.member_view(*id)).collect();
-        let worth_waiting = match &self.role {
-            Role::Leader(leader) => leader.is_worth_waiting_for(self.now, self.timeout()),
-            _ => false,
-        };
-        let handing_over = match &self.role {
-            Role::Leader(leader) => leader.handing_over.filter(|handing| handing.is_announced()),
+        let leading = match &self.role {
+            Role::Leader(leader) => Some(leader),
             _ => None,
         };
+        let worth_waiting =
+            leading.is_some_and(|leader| leader.is_worth_waiting_for(self.now, self.timeout()));
+        let handing_over = leading.and_then(|leader| leader.handing_over).filter(|h| h.is_announced());
         let hands_over_to = handing_over.map(|handing| handing.target);
         let (term, state, synchronous) = (self.hard.term, self.state(), self.synchronous());
         View { term, leader, state, worth_waiting, hands_over_to, members, synchronous }
