@@ -303,12 +303,17 @@ impl Node {
         fs::metadata(&self.log).map_or(0, |metadata| metadata.len())
     }
 
+    /// What was written to the log after `mark`.
+    pub fn log_since(&self, mark: u64) -> Result<String> {
+        let log = fs::read(&self.log)?;
+        let new = log.get(usize::try_from(mark)?..).context("the log is shorter than it was")?;
+        Ok(String::from_utf8_lossy(new).into_owned())
+    }
+
     /// Waits for a line with `text` in the log, written after `mark`.
     pub fn wait_log(&self, mark: u64, text: &str, timeout: Duration) -> Result<()> {
         wait_for(&format!("'{text}' in the log of node {}", self.id), timeout, || {
-            let log = fs::read(&self.log).unwrap_or_default();
-            let new = log.get(usize::try_from(mark).unwrap_or(usize::MAX)..).unwrap_or_default();
-            String::from_utf8_lossy(new).contains(text)
+            self.log_since(mark).is_ok_and(|log| log.contains(text))
         })
     }
 

@@ -6,8 +6,8 @@
 //! nobody has reaped keeps its lock file valid, and init may take seconds.
 
 use std::fs;
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub struct Process {
 
 /// All living processes whose working directory is `dir`, without zombies.
 pub fn in_directory(dir: &Path) -> Vec<Process> {
-    living(|process| works_in(process, dir))
+    living(|process| works(process, |cwd| is_same(cwd, dir)))
 }
 
 fn living(wanted: impl Fn(&Process) -> bool) -> Vec<Process> {
@@ -85,28 +85,27 @@ pub fn wait_reaped(pid: i32, timeout: Duration) -> Result<()> {
     })
 }
 
-/// What a re-clone adds to the name of a data directory, for the copy, and then for the one that was replaced.
-pub const RECLONE_SUFFIX: &str = ".biha-reclone";
-
 /// CPU time, from clock ticks.
 pub fn cpu_time(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// What a re-clone adds to the name of a data directory, for the copy, and then for the one that was replaced.
+pub const RECLONE_SUFFIX: &str = ".biha-reclone";
+
 /// Also under the name that a re-clone gives the directory that it has replaced, there or removed already.
-fn works_in(process: &Process, dir: &Path) -> bool {
-    let cwd = match works_where(process.pid) {
-        Ok(cwd) => cwd,
-        // The kernel forgets where a process worked before it is a zombie that can be reaped: it is there until then.
-        Err(error) => return error.kind() == ErrorKind::NotFound && process.command == "postgres",
-    };
+fn is_same(cwd: &Path, dir: &Path) -> bool {
     let (cwd, dir) = (cwd.to_string_lossy(), dir.to_string_lossy());
     let cwd = cwd.strip_suffix(" (deleted)").unwrap_or(&cwd);
     cwd.strip_suffix(RECLONE_SUFFIX).unwrap_or(cwd) == dir
 }
 
-fn works_where(pid: i32) -> io::Result<PathBuf> {
-    fs::read_link(PathBuf::from(format!("/proc/{pid}/cwd")))
+/// The kernel forgets where a process worked before it is a zombie that can be reaped: a server's is there until then.
+fn works(process: &Process, there: impl Fn(&Path) -> bool) -> bool {
+    match fs::read_link(format!("/proc/{}/cwd", process.pid)) {
+        Ok(cwd) => there(&cwd),
+        Err(error) => error.kind() == ErrorKind::NotFound && process.command == "postgres",
+    }
 }
 
 fn read(pid: i32) -> Option<Process> {
@@ -163,7 +162,7 @@ pub fn kill_all(dir: &Path) -> Result<()> {
 
 /// kill -9 of everything that works in `dir` or below, until nothing does.
 pub fn kill_below(dir: &Path) -> Result<()> {
-    kill_while(dir, || living(|process| works_where(process.pid).is_ok_and(|cwd| cwd.starts_with(dir))))
+    kill_while(dir, || living(|process| works(process, |cwd| cwd.starts_with(dir))))
 }
 
 fn kill_while(dir: &Path, there: impl Fn() -> Vec<Process>) -> Result<()> {

@@ -41,9 +41,7 @@ fn switchover_from_each_node_no_row_lost_same_pid() {
         let after: Vec<Option<i32>> = cluster.nodes().iter().map(Node::postmaster).collect();
         ensure!(before == after, "postmasters before {before:?}, after {after:?}");
         for (node, mark) in cluster.nodes().iter().zip(marks) {
-            let log = std::fs::read_to_string(&node.log)?;
-            let log = &log[usize::try_from(mark)?..];
-            ensure!(!log.contains("pg_rewind"), "node {} was rewound", node.id);
+            ensure!(!node.log_since(mark)?.contains("pg_rewind"), "node {} was rewound", node.id);
         }
         Ok(())
     });
@@ -97,10 +95,8 @@ fn nobody_is_left_in_doubt(name: &str, builder: Builder) {
         });
         changed?;
         judge(cluster, &oracle.stop()?)?.expect_nothing_lost()?;
-        let in_doubt = |(node, mark): (&Node, u64)| -> Result<usize> {
-            let log = std::fs::read_to_string(&node.log)?;
-            Ok(log[usize::try_from(mark)?..].matches(IN_DOUBT).count())
-        };
+        let in_doubt =
+            |(node, mark): (&Node, u64)| node.log_since(mark).map(|log| log.matches(IN_DOUBT).count());
         let left = cluster.nodes().iter().zip(marks).map(in_doubt).sum::<Result<usize>>()?;
         let phases = phases.map_err(|_| anyhow!("the client that commits in two phases panicked"))?;
         figures.note("in two phases", phases);
