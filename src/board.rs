@@ -20,7 +20,7 @@ use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init, pg_sys};
 use serde::{Deserialize, Serialize};
 
 use crate::pg::mutex::RobustMutex;
-use crate::pg::process;
+use crate::pg::{postmaster, process};
 
 /// Commands that may wait at the same time.
 pub const MAILBOX_SLOTS: usize = 16;
@@ -190,8 +190,16 @@ struct Letter {
     request: RequestId,
     state: Mail,
     asker_latch: usize,
+    asker_pid: i32,
     command: Blob<768>,
     result: Blob<1024>,
+}
+
+impl Letter {
+    /// Is there none, or nobody any more who would take it out? A session that is terminated leaves it behind.
+    fn is_free(&self) -> bool {
+        self.state == Mail::Free || process::owner(self.asker_latch) != self.asker_pid
+    }
 }
 
 #[repr(C)]
@@ -331,9 +339,15 @@ pub fn ask(command: &Command) -> Option<RequestId> {
     let request = {
         let mut mailbox = MAILBOX.exclusive();
         let request = mailbox.last_request + 1;
-        let letter = mailbox.letters.iter_mut().find(|l| l.state == Mail::Free)?;
-        *letter =
-            Letter { request, state: Mail::Asked, asker_latch: latch, command: blob, ..Letter::default() };
+        let letter = mailbox.letters.iter_mut().find(|l| l.is_free())?;
+        *letter = Letter {
+            request,
+            state: Mail::Asked,
+            asker_latch: latch,
+            asker_pid: postmaster::my_pid(),
+            command: blob,
+            ..Letter::default()
+        };
         mailbox.last_request = request;
         request
     };

@@ -119,7 +119,8 @@ unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, argument: *mut c_v
 /// Is there nothing to wait for, to refuse and to put back? Then all is done.
 fn passes_at_once(event: xact::Event) -> bool {
     match event {
-        XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE if !xact::wrote() => true,
+        // A prepared transaction is written down even where it has written nothing.
+        XACT_EVENT_PRE_COMMIT if !xact::wrote() => true,
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => match look(0) {
             Look::Open(incarnation) if !synchronous::is_wanted() => enter(incarnation),
             _ => false,

@@ -144,8 +144,12 @@ pub unsafe fn utility_enter(statement: *mut pg_sys::PlannedStmt) -> bool {
     false
 }
 
-/// Passes the gate as a commit does; false on a standby.
+/// Passes the gate as a commit does; false on a standby, and where PostgreSQL refuses the statement: in a transaction,
+/// whose savepoint would outlive the refusal, and with it what is begun here.
 fn enter(reserve: Millis, name: impl FnOnce() -> Option<String>) -> bool {
+    if xact::in_block() {
+        return false;
+    }
     let Some(name) = unless_standby(name) else { return false };
     if !await_entrance(reserve) {
         report::refuse_statement(&name);

@@ -43,8 +43,9 @@ pub fn begin() {
         }
         xact::commit_synchronously();
     }
-    GUARDED.store(true, Relaxed);
-    hold_signals();
+    if !GUARDED.swap(true, Relaxed) {
+        hold_signals();
+    }
     // One that came a moment ago would still end the wait.
     pgrx::check_for_interrupts!();
 }

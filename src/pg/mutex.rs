@@ -37,8 +37,7 @@ impl RobustMutex {
         }
     }
 
-    /// Takes it for the rest of this process's life. False if another holds it, or a holder died and nobody
-    /// has made it anew.
+    /// Takes it for the rest of this process's life. False if another holds it.
     pub fn hold(&self) -> bool {
         // SAFETY: initialised in shmem_startup_hook.
         match unsafe { libc::pthread_mutex_trylock(self.raw()) } {
@@ -47,6 +46,12 @@ impl RobustMutex {
                 // A controller that was restarted by the postmaster without a crash-restart.
                 // SAFETY: we own it now.
                 unsafe { libc::pthread_mutex_consistent(self.raw()) == 0 }
+            }
+            libc::ENOTRECOVERABLE => {
+                // Somebody looked after the last holder's death. The words that send others here are zero by now.
+                self.init();
+                // SAFETY: initialised right now.
+                unsafe { libc::pthread_mutex_trylock(self.raw()) == 0 }
             }
             _ => false,
         }
@@ -66,5 +71,39 @@ impl RobustMutex {
             }
             _ => false,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Takes it, and dies.
+    fn hold_and_die(mutex: &RobustMutex) {
+        thread::scope(|scope| assert!(scope.spawn(|| mutex.hold()).join().unwrap()));
+    }
+
+    #[test]
+    fn only_a_living_holder_counts() {
+        let mutex = RobustMutex::default();
+        mutex.init();
+        assert!(!mutex.is_held());
+        hold_and_die(&mutex);
+        assert!(!mutex.is_held());
+        assert!(!mutex.is_held());
+        // After all who have looked.
+        assert!(mutex.hold());
+        thread::scope(|scope| assert!(scope.spawn(|| mutex.is_held() && !mutex.hold()).join().unwrap()));
+    }
+
+    #[test]
+    fn the_next_holder_needs_nobody_to_have_looked() {
+        let mutex = RobustMutex::default();
+        mutex.init();
+        hold_and_die(&mutex);
+        assert!(mutex.hold());
     }
 }

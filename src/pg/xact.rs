@@ -30,6 +30,12 @@ pub fn wrote() -> bool {
     unsafe { pg_sys::XactLastRecEnd != 0 && GetTopTransactionIdIfAny() != pg_sys::InvalidTransactionId }
 }
 
+/// Is this session in a transaction that it has begun itself, or in a part of one that can fail by itself?
+pub fn in_block() -> bool {
+    // SAFETY: both read this process's memory.
+    unsafe { pg_sys::IsTransactionBlock() || pg_sys::IsSubTransaction() }
+}
+
 /// Does a commit of this transaction wait until a synchronous standby has it on disk?
 pub fn commits_synchronously() -> bool {
     // SAFETY: a plain value of this process.

@@ -38,8 +38,9 @@ const REFUSED: [&str; 19] = [
     "UPDATE t SET n = 2",
     "WITH gone AS (DELETE FROM t RETURNING n) SELECT n FROM gone",
 ];
-/// Refused at their commit with SQLSTATE 40000: only then is it known that they wrote.
-const REFUSED_LATE: [&str; 2] = ["SELECT nextval('fresh')", "SELECT n FROM t FOR UPDATE"];
+/// Refused at their commit with SQLSTATE 40000: only then is it known that they write.
+const REFUSED_LATE: [&str; 3] =
+    ["SELECT nextval('fresh')", "SELECT n FROM t FOR UPDATE", "BEGIN; SELECT 1; PREPARE TRANSACTION 'three'"];
 /// Need no other node.
 const TAKEN: [&str; 7] = [
     "SELECT count(*) FROM t",
@@ -163,6 +164,9 @@ fn expect_all_taken(leader: &Node, tablespaces: bool) -> Result<()> {
         session.query(sql).context("refused after the fence")?;
         if sql.starts_with("CREATE TABLE another") || sql.starts_with("CREATE INDEX CONCURRENTLY another") {
             session.query(if sql.contains("INDEX") { "DROP INDEX another" } else { "DROP TABLE another" })?;
+        }
+        if sql.contains("PREPARE TRANSACTION") {
+            session.query("ROLLBACK PREPARED 'three'")?;
         }
     }
     ensure!(leader.value("SELECT count(*) FROM pg_prepared_xacts")? == "0", "a prepared transaction is left");

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use biha_cluster_tests::client::{Session, sqlstate};
+use biha_cluster_tests::client::{Session, single, sqlstate};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{Node, StopMode};
@@ -59,6 +59,7 @@ fn expected() -> Vec<Expected> {
         expect("WARNING:  canceling the wait for synchronous replication", "ended by the controller"),
         expect("WARNING:  acknowledged commits can be lost", "a setting of the test"),
         expect("ERROR:  lossless is", "what must be refused"),
+        expect("ERROR:  *cannot run inside a transaction block", "what PostgreSQL refuses"),
     ]);
     lines
 }
@@ -124,11 +125,12 @@ fn lossless_stop_acknowledges_nothing_alone() {
         waiting_pid(leader)?;
         thread::scope(|scope| {
             let stop = scope.spawn(|| leader.stop(StopMode::Fast));
-            let ended = pending.answer().err();
+            let ended = pending.0.recv_timeout(TEN_SECONDS);
             // The WAL senders have to send everything before the server is down.
             thaw(&senders)?;
             stop.join().ok().context("the stop panicked")??;
-            let error = ended.context("it was acknowledged, and no standby had it")?;
+            let ended = ended.context("it was left waiting, and the stop with it")?;
+            let error = ended.err().context("it was acknowledged, and no standby had it")?;
             figures.note("told", sqlstate(&error).unwrap_or_else(|| error.root_cause().to_string()));
             Ok::<_, anyhow::Error>(())
         })?;
@@ -136,6 +138,47 @@ fn lossless_stop_acknowledges_nothing_alone() {
         leader.start()?;
         cluster.wait_healthy(A_MINUTE).map(drop)
     });
+}
+
+/// What PostgreSQL refuses only after the gate, and a savepoint survives: the session takes signals as before, also
+/// once it has committed, and a hand-over does not wait for it.
+#[test]
+fn lossless_refused_commit_prepared_leaves_nothing_behind() {
+    run("lossless_refused_commit_prepared_leaves_nothing_behind", builder(), &expected(), |cluster, _| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        for (statement, then) in [
+            ("COMMIT PREPARED 'one'", None),
+            ("ROLLBACK PREPARED 'one'", None),
+            ("COMMIT PREPARED 'one'", Some("ROLLBACK TO s; INSERT INTO t VALUES (1); COMMIT")),
+        ] {
+            let (session, pid) = refused_in_savepoint(leader, statement)?;
+            if let Some(then) = then {
+                session.query(then)?;
+            }
+            leader.value(&format!("SELECT pg_terminate_backend({pid})"))?;
+            let left = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+            wait_until("the session's end", TEN_SECONDS, || {
+                ensure!(leader.value(&left)? == "0", "{statement}, {then:?}: it lives");
+                Ok(())
+            })?;
+        }
+        let (_idle, _) = refused_in_savepoint(leader, "COMMIT PREPARED 'one'")?;
+        let to = cluster.others(leader.id)[0].id;
+        leader.biha(&format!("SELECT biha.set_leader({to})"))?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A session in a transaction in which a savepoint has caught the statement's refusal, and its process.
+fn refused_in_savepoint(leader: &Node, statement: &str) -> Result<(Session, String)> {
+    let session = Session::open(&leader.address, "postgres", TEN_SECONDS)?;
+    let pid = single(session.query("SELECT pg_backend_pid()")?)?;
+    session.query("BEGIN; SAVEPOINT s")?;
+    let error = session.query(statement).err().with_context(|| format!("{statement} was done"))?;
+    ensure!(sqlstate(&error).as_deref() == Some("25001"), "{statement} was refused otherwise: {error:#}");
+    Ok((session, pid))
 }
 
 /// A session that asks for less is counted, or overruled.
