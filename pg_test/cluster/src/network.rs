@@ -115,7 +115,8 @@ impl Namespaces {
         Ok(())
     }
 
-    /// So many percent of the packets that other nodes send to this one are lost.
+    /// So many percent of the packets that other nodes send to this one are lost. By nftables: netem, which could delay
+    /// and reorder them as well, is a module that many kernels come without.
     pub fn lose(&self, node: u32, percent: u64) -> Result<()> {
         let from = format!("ip saddr != {} ip saddr {}/24", address(CLIENT), address(CLIENT));
         let rule = format!("add rule ip biha losing {from} numgen random mod 100 < {percent} drop\n");

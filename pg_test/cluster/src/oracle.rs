@@ -182,16 +182,17 @@ pub fn rows_of(node: &crate::node::Node) -> Result<Vec<Key>> {
         .collect()
 }
 
-/// Writes one row; gives the timeline that acknowledged it.
-async fn write(connection: &Connection, key: Key, limit: Duration) -> Result<u32> {
+/// Writes one row; gives the timeline that acknowledged it, and the transaction's number.
+async fn write(connection: &Connection, key: Key, limit: Duration) -> Result<(u32, u32)> {
     let sql = format!(
-        "INSERT INTO oracle VALUES ({}, {}) RETURNING substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)",
+        "INSERT INTO oracle VALUES ({}, {}) \
+         RETURNING substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), pg_current_xact_id()::xid",
         key.client, key.seq
     );
     let rows = timeout(limit, connection.query(&sql)).await.context("no answer to a write")??;
     ensure!(rows.len() == 1, "an insert answered {rows:?}");
-    let timeline = rows[0][0].as_deref().context("no timeline")?;
-    Ok(u32::from_str_radix(timeline, 16)?)
+    let field = |n: usize| rows[0][n].as_deref().context("no timeline, or no transaction");
+    Ok((u32::from_str_radix(field(0)?, 16)?, field(1)?.parse()?))
 }
 
 async fn worker(client: u32, load: Load, shared: Arc<Shared>) {
@@ -228,8 +229,8 @@ async fn worker(client: u32, load: Load, shared: Arc<Shared>) {
         let key = Key { client, seq };
         let sent = Instant::now();
         match write(&open, key, load.write_limit).await {
-            Ok(timeline) => {
-                shared.acknowledge(Ack { key, timeline, sent, acked: Instant::now() });
+            Ok((timeline, xid)) => {
+                shared.acknowledge(Ack { key, timeline, xid, sent, acked: Instant::now() });
                 connection = Some(open);
             }
             Err(error) => {
@@ -280,8 +281,8 @@ async fn patient_client(node: u32, address: Address, shared: Arc<Shared>) {
         seq += 1;
         let key = Key { client, seq };
         let sent = Instant::now();
-        if let Ok(timeline) = write(&open, key, PATIENCE).await {
-            shared.acknowledge(Ack { key, timeline, sent, acked: Instant::now() });
+        if let Ok((timeline, xid)) = write(&open, key, PATIENCE).await {
+            shared.acknowledge(Ack { key, timeline, xid, sent, acked: Instant::now() });
         }
         if !open.client.is_closed() {
             connection = Some(open);

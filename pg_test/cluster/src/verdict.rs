@@ -25,6 +25,8 @@ pub struct Ack {
     pub key: Key,
     /// The timeline on which it was written: that is, the leader's term.
     pub timeline: u32,
+    /// The transaction's number there.
+    pub xid: u32,
     /// When it was sent.
     pub sent: Instant,
     /// When the acknowledgement came.
@@ -142,6 +144,7 @@ mod tests {
             .map(|(&(client, timeline, ms), seq)| Ack {
                 key: Key { client, seq },
                 timeline,
+                xid: 0,
                 sent: at(ms),
                 acked: at(ms),
             })

@@ -11,8 +11,9 @@ use biha_cluster_tests::chaos::report::Report;
 use biha_cluster_tests::chaos::round::{self, Round};
 use biha_cluster_tests::logs;
 
-const USAGE: &str = "usage: chaos [--seed N] [--nodes 3|5] [--faults N] [--lossless] [--hours H]
-Without --hours one round; with it rounds of the seeds from N on, asynchronous, lossless and of five nodes in turn.";
+const USAGE: &str = "usage: chaos [--seed N] [--nodes 3|5] [--faults N] [--lossless] [--autoreclone] [--hours H]
+Without --hours one round; with it rounds of the seeds from N on, asynchronous, lossless and of five nodes in turn, each
+with biha.autoreclone and without.";
 /// Failed rounds after which it is enough: each keeps its cluster's files.
 const FAILED_MAX: usize = 10;
 
@@ -23,7 +24,7 @@ struct Options {
 
 fn options() -> Result<Options> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let mut round = Round { seed: now, nodes: 3, lossless: false, faults: 40 };
+    let mut round = Round { seed: now, nodes: 3, lossless: false, autoreclone: false, faults: 40 };
     let mut hours = None;
     let mut words = env::args().skip(1);
     while let Some(word) = words.next() {
@@ -34,6 +35,7 @@ fn options() -> Result<Options> {
             "--faults" => round.faults = value()?.parse().context(USAGE)?,
             "--hours" => hours = Some(value()?.parse().context(USAGE)?),
             "--lossless" => round.lossless = true,
+            "--autoreclone" => round.autoreclone = true,
             _ => bail!(USAGE),
         }
     }
@@ -68,6 +70,8 @@ fn soak(first: Round, hours: f64) -> (Report, usize) {
         let turn = round.seed - first.seed;
         round.lossless = turn % 2 == 1;
         round.nodes = if turn % 4 >= 2 { 5 } else { 3 };
+        // Every second round, and each sort with it and without it.
+        round.autoreclone = (turn % 8).count_ones() % 2 == 1;
         eprintln!("round {}: {round}", turn + 1);
         match apart(round) {
             Ok(report) => {

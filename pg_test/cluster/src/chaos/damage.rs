@@ -2,46 +2,101 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::thread::yield_now;
+use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::chaos::inject::{LATER, Remedy, SOON, Struck, hold, struck, wall};
+use crate::chaos::inject::{LATER, Remedy, SOON, Struck, struck, wall};
+use crate::chaos::liveness::Hand;
 use crate::chaos::plan::{Fault, Kind};
 use crate::chaos::random::Random;
 use crate::client::query;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::process;
-use crate::wait::wait_until;
+use crate::wait::{wait_for, wait_until};
 
 /// Mode of a data directory whose rewind broke off half-way.
 const CLOSED: u32 = 0o701;
+/// What a leader changes that is rewound, some 5 MB.
+const SHARED: &str = "CREATE TABLE IF NOT EXISTS shared AS
+    SELECT n, repeat('x', 200) AS text FROM generate_series(1, 20000) n";
+/// In the command line of the rewind proper; before it there is a dry run.
+const REWIND: &str = "--no-sync --progress";
+/// Where a node's own files are meanwhile, and what pg_rewind says; here, or in the stub in the data directory's place.
+const ASIDE: &str = "biha-rewind";
+const REWIND_LOG: &str = "pg_biha/rewind.log";
+/// It says this right before its first change.
+const CHANGES: &str = "need to copy";
+/// What the server says of a rewind that was killed, and for short.
+const SAID: [(&str, &str); 2] = [
+    ("the data directory was replaced by a copy", "broke off, and it copied the leader"),
+    ("the rewind was hindered, and is tried again", "had changed nothing, and was done again"),
+];
 /// What a node says that has no memory of its own.
 const REFUSAL: &str = "biha cannot take part in the cluster";
 
-/// The leader writes what nobody gets, dies, comes back and is rewound; pg_rewind is killed.
+/// The leader changes what all have, and nobody gets it; it dies, comes back and is rewound, and pg_rewind is killed:
+/// at first sight, or past the point of no return.
 pub fn rewind_killed(cluster: &Cluster, leader: u32, fault: &Fault) -> Result<Struck> {
     let old = cluster.node(leader);
+    old.query(SHARED)?;
+    cluster.wait_caught_up(SOON)?;
     old.freeze_walsenders()?;
-    // Enough to make a rewind take some time. Where commits wait for standbys it is not answered.
-    let rows = "CREATE TABLE only_here AS SELECT n, repeat('x', 100) FROM generate_series(1, 50000) n";
-    query(&old.address, "postgres", rows, Duration::from_secs(1)).ok();
+    // Where commits wait for standbys it is not answered.
+    query(&old.address, "postgres", "UPDATE shared SET n = -n", Duration::from_secs(1)).ok();
     let at = wall();
     old.kill_all()?;
+    let fell = Some(Instant::now());
     cluster.wait_leader_other_than(leader, SOON)?;
+    let mark = old.log_mark();
     old.start_unawaited()?;
-    let Some(rewind) = seen(old, "pg_rewind")? else {
-        return Ok(struck(leader, Remedy::None, Some(at), "no pg_rewind was seen"));
+    let changed = past_return(fault);
+    let rewind = seen(old, if changed { REWIND } else { "pg_rewind" })?;
+    let met = match rewind {
+        None => "no pg_rewind was seen",
+        Some(pid) if changed && !stopped_when_changing(old, pid)? => "pg_rewind had ended",
+        Some(pid) => {
+            process::signal(pid, Signal::KILL)?;
+            if changed { "pg_rewind killed past return" } else { "pg_rewind killed at sight" }
+        }
     };
-    hold(fault.duration);
-    process::signal(rewind, Signal::KILL)?;
     let mut told = String::new();
     let remedy =
         wait_until(&format!("what becomes of node {leader}"), LATER, || after_rewind(old, &mut told))?;
-    Ok(struck(leader, remedy, Some(at), told))
+    if told.is_empty() {
+        let log = old.log_since(mark)?;
+        let said = SAID.iter().find(|(words, _)| log.contains(words));
+        told = said.map_or("was done already", |(_, told)| *told).to_owned();
+    }
+    Ok(Struck { fell, ..struck(leader, remedy, Some(at), format!("{met}: {told}")) })
+}
+
+/// Is pg_rewind to be killed only when it has begun to change files?
+pub fn past_return(fault: &Fault) -> bool {
+    !fault.chance.is_multiple_of(4)
+}
+
+/// Stops the process again and again until it has begun to change files; false if it ended before that was seen.
+fn stopped_when_changing(node: &Node, pid: i32) -> Result<bool> {
+    let aside = node.data.with_extension(ASIDE);
+    let logs = [&aside, &node.data].map(|directory| directory.join(REWIND_LOG));
+    let start = Instant::now();
+    loop {
+        process::signal(pid, Signal::STOP)?;
+        wait_for("pg_rewind to stand still or end", SOON, || process::stopped(pid) || !process::alive(pid))?;
+        if !process::alive(pid) {
+            return Ok(false);
+        }
+        if logs.iter().any(|log| fs::read_to_string(log).is_ok_and(|text| text.contains(CHANGES))) {
+            return Ok(true);
+        }
+        ensure!(start.elapsed() < LATER, "pg_rewind of node {} changes nothing", node.id);
+        process::signal(pid, Signal::CONT)?;
+        sleep(Duration::from_millis(1));
+    }
 }
 
 /// A short-lived process; none if the node streams without it.
@@ -63,22 +118,16 @@ fn seen(node: &Node, title: &str) -> Result<Option<i32>> {
     anyhow::bail!("node {} neither streams nor was it rewound", node.id)
 }
 
-/// It was too late, or the node says that it needs a word, or it is lost.
+/// It follows, by itself, or it is lost.
 fn after_rewind(node: &Node, told: &mut String) -> Result<Remedy> {
     if half_rewound(node)? {
         let refused = node.start().is_err();
         ensure!(refused, "node {} was started on a half-rewound directory", node.id);
         *told = "broke off".into();
-        return Ok(Remedy::MakeAnew(node.id));
+        return Ok(Remedy::MakeAnew(Hand::HalfRewound(node.id)));
     }
-    match node.own_status()?.state.as_str() {
-        "FOLLOWER" => *told = "was done already".into(),
-        "NODE_ERROR" => {
-            node.biha("SELECT biha.reset_node_error()")?;
-            *told = "had changed nothing".into();
-        }
-        state => anyhow::bail!("it is {state}"),
-    }
+    let state = node.own_status()?.state;
+    ensure!(state == "FOLLOWER", "it is {state}");
     Ok(Remedy::None)
 }
 
@@ -121,5 +170,5 @@ pub fn state_file(cluster: &Cluster, node: &Node, fault: &Fault) -> Result<Struc
         ensure!(!counted, "node {} hears node {}", leader.id, node.id);
         Ok(())
     })?;
-    Ok(struck(node.id, Remedy::MakeAnew(node.id), None, told))
+    Ok(struck(node.id, Remedy::MakeAnew(Hand::Memory(node.id)), None, told))
 }

@@ -1,7 +1,7 @@
 //! Doing a fault to a cluster, and undoing it.
 
 use std::thread::sleep;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -9,10 +9,11 @@ use rustix::process::Signal;
 use crate::chaos::damage;
 use crate::chaos::hardware;
 use crate::chaos::interrupted;
+use crate::chaos::liveness::Hand;
 use crate::chaos::operator;
 use crate::chaos::plan::{Fault, Kind, Target};
 use crate::chaos::random::Random;
-use crate::chaos::reign::Blow;
+use crate::chaos::reign::{Blow, NEVER};
 use crate::cluster::Cluster;
 use crate::network::CLIENT;
 use crate::node::{Node, StopMode};
@@ -36,8 +37,8 @@ pub enum Remedy {
     Heal,
     /// The node is removed: it was refused while another was down.
     Remove(u32),
-    /// The node is removed and made anew.
-    MakeAnew(u32),
+    /// A node is removed and made anew.
+    MakeAnew(Hand),
     /// What fills the disk is removed.
     Room(u32),
     /// The disk answers again.
@@ -57,6 +58,8 @@ pub struct Struck {
     pub remedy: Remedy,
     /// What it did to whoever may have led.
     pub blows: Vec<Blow>,
+    /// When the last blow of it had fallen, where that was before it was all done.
+    pub fell: Option<Instant>,
     /// Clients may get answers late that were given before.
     pub cuts_clients: bool,
     /// A disk was sick, which may have ended a server, or hindered a rewind.
@@ -73,6 +76,7 @@ impl Struck {
             node: Some(node),
             remedy,
             blows: Vec::new(),
+            fell: None,
             cuts_clients: false,
             sick_disk: false,
             promised: None,
@@ -128,8 +132,8 @@ pub fn strike(cluster: &mut Cluster, leader: u32, fault: &Fault, spared: &[u32])
         }
         Kind::KillAll => kill_everything(cluster, id)?,
         Kind::FreezeShort | Kind::FreezeLong => {
+            // From before: on a busy machine it takes a while, and the controller may be the first that stands still.
             node.freeze()?;
-            let at = wall();
             let mut struck = Struck::new(id, Remedy::Thaw(id));
             struck.blows.push(Blow { node: id, at, woke: Some(i64::MAX) });
             struck
@@ -257,7 +261,13 @@ pub fn undo(cluster: &Cluster, done: &mut [Struck]) -> Result<()> {
     }
     let (mut down, mut sick): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     for struck in done.iter_mut() {
-        let woke = wall();
+        let slept = struck.blows.iter_mut().filter(|blow| blow.woke.is_some());
+        for blow in slept {
+            // What has ended, as servers do whose disk is sick, or is ended here, does not go on.
+            let runs = cluster.nodes().iter().any(|node| node.id == blow.node && node.postmaster().is_some());
+            let goes_on = runs && !matches!(struck.remedy, Remedy::Mend(_));
+            blow.woke = Some(if goes_on { wall() } else { NEVER });
+        }
         match &struck.remedy {
             Remedy::Thaw(id) => cluster.node(*id).thaw()?,
             Remedy::Room(id) => cluster.disk(*id)?.empty()?,
@@ -269,15 +279,12 @@ pub fn undo(cluster: &Cluster, done: &mut [Struck]) -> Result<()> {
                 }
                 down.extend(ids);
             }
-            Remedy::Clock(id) => cluster.clock(*id).context("a node without a clock")?.set(woke, 0)?,
+            Remedy::Clock(id) => cluster.clock(*id).context("a node without a clock")?.set(wall(), 0)?,
             Remedy::Start(ids) => down.extend(ids),
             Remedy::None | Remedy::Heal | Remedy::Remove(_) | Remedy::MakeAnew(_) => {}
         }
         if let Remedy::Room(id) | Remedy::Answer(id) = struck.remedy {
             sick.push(id);
-        }
-        for blow in struck.blows.iter_mut().filter(|blow| blow.woke.is_some()) {
-            blow.woke = Some(woke);
         }
     }
     down.sort_unstable();

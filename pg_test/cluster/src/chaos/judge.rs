@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use crate::chaos::losses::{BEHIND, wrong_loss};
 use crate::chaos::register::{Call, Initial, Outcome, check};
 use crate::chaos::reign;
 use crate::chaos::report::{Done, Report};
@@ -13,9 +14,6 @@ use crate::chaos::workload::{Entry, INITIAL, Seen};
 use crate::cluster::Cluster;
 use crate::scenario;
 use crate::verdict::{Ack, Run};
-
-/// How far replication may be behind.
-const BEHIND: Duration = Duration::from_millis(500);
 
 /// Everything that can be said of a round.
 pub fn all(
@@ -35,15 +33,12 @@ pub fn all(
     let mut done: Vec<Done> = protocol.past.iter().map(|past| past.done(record)).collect();
     for ack in &verdict.lost {
         let index = protocol.past.iter().rposition(|past| past.began <= ack.acked + BEHIND);
-        let allowed = match index {
-            Some(index) => {
-                done[index].lost += 1;
-                !round.lossless && protocol.past[index].may_lose(ack)
-            }
-            None => false,
-        };
-        if !allowed {
-            violations.push(format!("lost: {} {ack:?}", place(&protocol.past, ack.acked)));
+        if let Some(index) = index {
+            done[index].lost += 1;
+        }
+        let past = index.map(|index| &protocol.past[index]).filter(|_| !round.lossless);
+        if let Some(wrong) = wrong_loss(past, ack, &protocol.listed) {
+            violations.push(format!("{wrong}: {} {ack:?}", place(&protocol.past, ack.acked)));
         }
     }
     violations.extend(seen.wrong_sums.iter().map(|sum| format!("the sum of all accounts is wrong: {sum}")));
@@ -85,17 +80,11 @@ impl Past {
             faults: self.step.faults.len(),
             // Until writes flow again, and a little more: the gap ends with the first of them.
             outage: record.outage_between(self.began, self.healed + Duration::from_secs(1)),
+            led: self.led,
             healed: self.healed - self.over,
             lost: 0,
+            hands: self.hands,
         }
-    }
-
-    /// Asynchronous: may this acknowledged row be lost? Only what others had not yet received when the leader was
-    /// lost: nothing where the leader stayed, or gave up its office in order.
-    fn may_lose(&self, ack: &Ack) -> bool {
-        let in_order = self.step.faults.iter().all(|fault| fault.kind.loses_nothing());
-        let terms = self.after.1.saturating_sub(self.before.1);
-        ack.acked <= self.over + LEASE_MAX + BEHIND && terms > u32::from(in_order)
     }
 
     /// Was the answer given in time, and on its way while clients were cut off?

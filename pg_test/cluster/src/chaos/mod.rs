@@ -6,6 +6,8 @@ mod hardware;
 pub mod inject;
 mod interrupted;
 mod judge;
+mod liveness;
+mod losses;
 mod operator;
 pub mod plan;
 pub mod random;

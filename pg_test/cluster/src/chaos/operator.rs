@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::chaos::damage::half_rewound;
 use crate::chaos::inject::{LATER, Remedy, SOON, Struck, struck};
+use crate::chaos::liveness::Hand;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::run::run;
@@ -14,6 +15,8 @@ use crate::wait::wait_until;
 
 /// So long is a cluster left to itself before an operator looks.
 const A_MOMENT: Duration = Duration::from_secs(3);
+/// The same where it needs none: what was hindered is tried again after 10 s, and copying takes some, too.
+const A_WHILE: Duration = Duration::from_secs(30);
 /// The hint of a removal after which a quorum could lack what was acknowledged.
 const RAISE: &str = "Raise biha.set_sync_standbys by one first";
 
@@ -160,9 +163,11 @@ pub fn make_anew(cluster: &mut Cluster, id: u32) -> Result<()> {
 
 /// What an operator does about nodes that are not back in a while: one whose rewind was cut short by a fault is made
 /// anew, and one whose rewind a sick disk hindered is told that the disk is well. Whatever else is wrong stays so.
-pub fn tend(cluster: &mut Cluster, sick_disk: bool) -> Result<()> {
-    let started = Instant::now();
-    while started.elapsed() < LATER && cluster.wait_healthy(A_MOMENT).is_err() {
+/// Gives what was done.
+pub fn tend(cluster: &mut Cluster, sick_disk: bool, autoreclone: bool) -> Result<Vec<Hand>> {
+    let (started, mut hands) = (Instant::now(), Vec::new());
+    let patience = if autoreclone { A_WHILE } else { A_MOMENT };
+    while started.elapsed() < LATER && cluster.wait_healthy(patience).is_err() {
         let mut broken = None;
         for node in cluster.nodes() {
             if half_rewound(node)? {
@@ -171,12 +176,14 @@ pub fn tend(cluster: &mut Cluster, sick_disk: bool) -> Result<()> {
                 let told = node.biha("SELECT biha.error_details()::text")?;
                 eprintln!("    node {}: {told:?}, reset", node.id);
                 node.biha("SELECT biha.reset_node_error()")?;
+                hands.push(Hand::Reset(node.id, format!("{told:?}")));
             }
         }
         if let Some(id) = broken {
             eprintln!("    node {id} lies half rewound and is made anew");
             make_anew(cluster, id)?;
+            hands.push(Hand::HalfRewound(id));
         }
     }
-    Ok(())
+    Ok(hands)
 }

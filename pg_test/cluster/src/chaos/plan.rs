@@ -161,7 +161,7 @@ const COMMANDS: [Kind; 4] = [Switchover, Settings, Membership, StopFast];
 
 impl Kind {
     /// Does it need nodes with disks of their own?
-    fn needs_disk(self) -> bool {
+    pub fn needs_disk(self) -> bool {
         matches!(self, DiskFull | DiskRefuses | DiskHangs | DiskSlow | PowerLoss | PowerLossAll)
     }
 
@@ -169,6 +169,21 @@ impl Kind {
     /// standbys?
     pub fn loses_nothing(self) -> bool {
         matches!(self, Switchover | StopFast | Settings | Membership | AddKilled)
+    }
+
+    /// Is a disk or a link slow, or does it lose something, so that nothing can be said of how long anything takes?
+    pub fn slows(self) -> bool {
+        matches!(self, Loss | SlowLink | DiskHangs | DiskSlow)
+    }
+
+    /// May whoever leads lose its office at any time until the fault is over, and acknowledge till then?
+    pub fn lasts(self) -> bool {
+        matches!(self, Loss | SlowLink | DiskFull | DiskRefuses | DiskSlow)
+    }
+
+    /// Is there perhaps no room to keep WAL aside?
+    pub fn keeps_nothing(self) -> bool {
+        matches!(self, DiskFull | DiskRefuses)
     }
 
     /// Is the fault there for a time, and how long, in ms? For what is killed or stopped: how long it is down.
@@ -181,7 +196,6 @@ impl Kind {
             KillPostmaster | KillNode | KillAll | StopFast | StopImmediate | PowerLoss | PowerLossAll => {
                 random.between(0, 800)
             }
-            RewindKilled => random.between(0, 600),
             DiskFull | DiskRefuses | DiskHangs => random.between(300, 3500),
             DiskSlow => random.between(1000, 3000),
             ClockStep => random.between(200, 1500),

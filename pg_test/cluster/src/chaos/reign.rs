@@ -25,9 +25,12 @@ pub struct Blow {
     pub node: u32,
     /// From when it took no writes at the latest; a killed one.
     pub at: i64,
-    /// When it went on, if it was only frozen.
+    /// When it went on, if it was only frozen, or could not note anything; [`NEVER`] where it had ended meanwhile.
     pub woke: Option<i64>,
 }
+
+/// It did not go on. Half the range: it can be added to.
+pub const NEVER: i64 = i64::MAX / 2;
 
 /// When a node took writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +93,7 @@ fn struck(reign: Reign, blows: &[Blow], lease: i64) -> Vec<Reign> {
             }
             Some(woke) => {
                 pieces.push(Reign { to: rest.to.min(blow.at + lease), ..rest });
-                if rest.to < woke + WAKING {
+                if woke >= NEVER || rest.to < woke + WAKING {
                     return pieces;
                 }
                 rest.from = woke.max(blow.at + lease);
@@ -144,6 +147,15 @@ mod tests {
         let stays =
             events(&[(10, 1, 2, "FAILOVER"), (5_000_000, 2, 3, "FAILOVER"), (6_000_000, 1, 3, "FENCED")]);
         assert_eq!(violations(&reigns(&stays, &[frozen], 5)).len(), 1, "it went on, and never ended");
+    }
+
+    #[test]
+    fn who_ended_unseen_reigned_for_its_lease_at_most_however_late_it_starts_again() {
+        let told = events(&[(10, 1, 2, "FAILOVER"), (50, 2, 3, "FAILOVER"), (9_000_000, 1, 2, "STARTED")]);
+        let refused = |woke| Blow { node: 1, at: 40, woke: Some(woke) };
+        assert_eq!(violations(&reigns(&told, &[refused(65)], 5)).len(), 1, "as if it had gone on at 65");
+        assert!(violations(&reigns(&told, &[refused(NEVER)], 5)).is_empty());
+        assert_eq!(violations(&reigns(&told, &[refused(NEVER)], 20)).len(), 1, "the lease was not over");
     }
 
     #[test]

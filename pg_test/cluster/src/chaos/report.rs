@@ -15,10 +15,14 @@ pub struct Done {
     pub faults: usize,
     /// The longest time without an acknowledged write until the next step.
     pub outage: Duration,
+    /// Afterwards, the time for which a majority lived and nobody took writes.
+    pub led: Duration,
     /// From the last remedy until one leads and all others stream.
     pub healed: Duration,
     /// Acknowledged rows that are lost.
     pub lost: usize,
+    /// What an operator had to do for nodes.
+    pub hands: usize,
 }
 
 /// What came of it all.
@@ -49,6 +53,16 @@ impl Report {
         self.done.iter().map(|done| done.lost).sum()
     }
 
+    /// What an operator had to do for nodes.
+    pub fn hands(&self) -> usize {
+        self.done.iter().map(|done| done.hands).sum()
+    }
+
+    /// The longest time for which a majority lived after a fault and nobody took writes.
+    pub fn led(&self) -> Duration {
+        self.done.iter().map(|done| done.led).max().unwrap_or_default()
+    }
+
     /// Adds another round.
     pub fn add(&mut self, other: Report) {
         self.done.extend(other.done);
@@ -66,26 +80,30 @@ impl Report {
             kinds.entry(&done.name).or_default().push(done);
         }
         let mut text = format!(
-            "{:16} {:>4} {:>8} {:>8} {:>8} {:>8} {:>8} {:>6}\n",
-            "fault", "n", "outage", "p99", "max", "healed", "max", "lost"
+            "{:16} {:>4} {:>8} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6} {:>5}\n",
+            "fault", "n", "outage", "p99", "max", "L1 max", "healed", "max", "lost", "hands"
         );
         for (name, list) in kinds {
             let [outage, p99, worst] = spread(list.iter().map(|done| done.outage));
             let [healed, _, slowest] = spread(list.iter().map(|done| done.healed));
+            let [_, _, led] = spread(list.iter().map(|done| done.led));
             let lost: usize = list.iter().map(|done| done.lost).sum();
+            let hands: usize = list.iter().map(|done| done.hands).sum();
             // Writing to a string can't fail.
             writeln!(
                 text,
-                "{name:16} {:>4} {outage:>8.0} {p99:>8.0} {worst:>8.0} {healed:>8.0} {slowest:>8.0} {lost:>6}",
+                "{name:16} {:>4} {outage:>8.0} {p99:>8.0} {worst:>8.0} {led:>6.0} {healed:>8.0} {slowest:>8.0} \
+                 {lost:>6} {hands:>5}",
                 list.len()
             )
             .ok();
         }
         writeln!(
             text,
-            "(ms; medians but for p99 and max) {} faults; {} rows acknowledged, {} lost; {} transfers, {} sums read; \
-             {} calls to registers; {} violations",
+            "(ms; medians but for p99 and max; L1: a majority lived and nobody took writes) {} faults; {} hands; \
+             {} rows acknowledged, {} lost; {} transfers, {} sums read; {} calls to registers; {} violations",
             self.faults(),
+            self.hands(),
             self.acknowledged,
             self.lost(),
             self.transfers,
@@ -112,6 +130,27 @@ fn spread(times: impl Iterator<Item = Duration>) -> [f64; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hands_are_in_the_table() {
+        let done = |name: &str, hands, led| Done {
+            name: name.into(),
+            faults: 1,
+            outage: Duration::ZERO,
+            led: Duration::from_millis(led),
+            healed: Duration::ZERO,
+            lost: 0,
+            hands,
+        };
+        let mut report = Report { done: vec![done("DiskFull", 1, 5)], ..Report::default() };
+        report.add(Report { done: vec![done("DiskFull", 2, 71)], ..Report::default() });
+        assert_eq!((report.hands(), report.led()), (3, Duration::from_millis(71)));
+        let table = report.table();
+        assert!(table.contains("2 faults; 3 hands;"), "{table}");
+        let row = table.lines().find(|line| line.starts_with("DiskFull")).unwrap();
+        assert_eq!(row.split_whitespace().nth(5), Some("71"), "{table}");
+        assert!(row.ends_with(" 3"), "{table}");
+    }
 
     #[test]
     fn percentiles_are_of_the_sorted_times() {

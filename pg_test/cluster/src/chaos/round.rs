@@ -1,5 +1,6 @@
 //! One round: a cluster, a load, the faults of a seed one after the other, and the judgement.
 
+use std::env;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -7,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 
 use crate::chaos::inject::{LATER, Remedy, Struck, hold, strike, undo, wall};
 use crate::chaos::judge;
+use crate::chaos::liveness::{self, Hand};
+use crate::chaos::losses::{self, Listed};
 use crate::chaos::operator::{make_anew, remove, tend};
-use crate::chaos::plan::{Step, plan};
+use crate::chaos::plan::{KINDS, Step, plan};
 use crate::chaos::reign::Blow;
 use crate::chaos::report::Report;
 use crate::chaos::witness::Witness;
@@ -22,12 +25,12 @@ use crate::wait::wait_until;
 
 /// Heartbeat period of the cluster in ms, and how many may be lost.
 const HEARTBEAT: (u32, u32) = (50, 8);
+/// After which a leader whose disk hangs gives up its office.
+const WATCHDOG: &str = "1s";
 /// The shortest lease: nine tenths of the election timeout that the cluster begins with.
 pub const LEASE_MIN: Duration = Duration::from_millis(360);
 /// No lease is longer: that is the longest election timeout that settings are changed to.
 pub const LEASE_MAX: Duration = Duration::from_millis(500);
-/// How soon after the last fault somebody must take writes. Some ten times what it takes: the machine is busy.
-const WRITABLE: Duration = Duration::from_secs(15);
 
 /// Which round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,20 +41,24 @@ pub struct Round {
     pub nodes: u32,
     /// Do commits wait for standbys, so that nothing may be lost?
     pub lossless: bool,
+    /// Do nodes that cannot be rewound copy the leader by themselves, so that no hand may be needed?
+    pub autoreclone: bool,
     /// Number of faults.
     pub faults: usize,
 }
 
-/// Short rounds that have every kind of fault between them.
+/// Short rounds that have every kind of fault between them, a leader whose disk hangs for longer than the watchdog waits,
+/// and rewinds that are killed past the point of no return.
 pub const BRIEF: [Round; 2] = [
-    Round { seed: 5, nodes: 3, lossless: false, faults: 30 },
-    Round { seed: 50, nodes: 3, lossless: true, faults: 30 },
+    Round { seed: 557, nodes: 3, lossless: false, autoreclone: true, faults: 30 },
+    Round { seed: 177, nodes: 3, lossless: true, autoreclone: false, faults: 30 },
 ];
 
 impl fmt::Display for Round {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mode = if self.lossless { " --lossless" } else { "" };
-        write!(f, "--seed {} --nodes {} --faults {}{mode}", self.seed, self.nodes, self.faults)
+        let copies = if self.autoreclone { " --autoreclone" } else { "" };
+        write!(f, "--seed {} --nodes {} --faults {}{mode}{copies}", self.seed, self.nodes, self.faults)
     }
 }
 
@@ -62,6 +69,8 @@ pub struct Past {
     pub step: Step,
     /// When it began.
     pub began: Instant,
+    /// When the last blow had fallen.
+    pub blow: Instant,
     /// When the last fault of it was over.
     pub over: Instant,
     /// When one led and all others streamed again.
@@ -72,6 +81,12 @@ pub struct Past {
     pub after: (u32, u32),
     /// Were clients cut off, so that answers may have come late?
     pub cuts_clients: bool,
+    /// Was a node removed, and all that it had kept?
+    pub gone: bool,
+    /// For how long a majority lived when it was over, and nobody took writes.
+    pub led: Duration,
+    /// What an operator had to do for nodes.
+    pub hands: usize,
 }
 
 /// What there is to judge.
@@ -83,6 +98,8 @@ pub struct Protocol {
     pub blows: Vec<Blow>,
     /// All events that any node told of.
     pub witness: Witness,
+    /// All transactions that any node lists as lost.
+    pub listed: Listed,
     /// What was seen to be wrong on the way.
     pub violations: Vec<String>,
 }
@@ -104,7 +121,8 @@ pub fn builder(round: &Round) -> Builder {
         .heartbeat(HEARTBEAT.0, HEARTBEAT.1)
         .setting("shared_buffers", "16MB")
         .setting("max_wal_size", "128MB")
-        .setting("biha.watchdog_timeout", "1s")
+        .setting("biha.watchdog_timeout", WATCHDOG)
+        .setting("biha.autoreclone", if round.autoreclone { "on" } else { "off" })
         .disks(Disk::possible())
         .clocks()
 }
@@ -128,6 +146,12 @@ pub fn expected() -> Vec<Expected> {
 /// Runs a round on a cluster that was made for it. An error is a cluster that did not heal; what else is wrong is in
 /// the report.
 pub fn run(cluster: &mut Cluster, round: &Round) -> Result<Report> {
+    let left_out: Vec<String> = KINDS
+        .iter()
+        .filter(|kind| kind.needs_disk() && !cluster.builder.disks)
+        .map(|kind| format!("{kind:?}"))
+        .collect();
+    liveness::complete(&left_out, env::var_os("CI").is_some())?;
     if round.lossless {
         let leader = cluster.leader()?;
         leader.biha_value("SELECT biha.set_lossless('require')")?;
@@ -141,17 +165,15 @@ pub fn run(cluster: &mut Cluster, round: &Round) -> Result<Report> {
     let workload = Workload::start(cluster, round.seed)?;
     let oracle = Oracle::start(cluster, load)?;
     let mut protocol = Protocol::default();
-    if !cluster.builder.disks {
-        eprintln!("NOT DONE: faults of disks, for want of loop devices");
-    }
     let steps = plan(round.seed, round.faults, cluster.builder.disks);
     for (number, step) in steps.iter().enumerate() {
-        let past = one(cluster, step, &oracle, &workload, &mut protocol)
+        let past = one(cluster, round, step, &oracle, &workload, &mut protocol)
             .with_context(|| format!("step {} of {}: {step}", number + 1, steps.len()))?;
         eprintln!(
-            "{:3}/{} {step}: healed {:.1} s after it was over, term {} to {}",
+            "{:3}/{} {step}: led after {:.1} s, healed {:.1} s after it was over, term {} to {}",
             number + 1,
             steps.len(),
+            past.led.as_secs_f64(),
             (past.healed - past.over).as_secs_f64(),
             past.before.1,
             past.after.1
@@ -170,14 +192,16 @@ fn office(cluster: &Cluster) -> Result<(u32, u32)> {
 
 fn one(
     cluster: &mut Cluster,
+    round: &Round,
     step: &Step,
     oracle: &Oracle,
     workload: &Workload,
     protocol: &mut Protocol,
 ) -> Result<Past> {
     let before = office(cluster)?;
+    let members = numbers(cluster);
     let began = Instant::now();
-    let mut done: Vec<Struck> = Vec::new();
+    let (mut done, mut struck_at): (Vec<Struck>, Vec<Instant>) = (Vec::new(), Vec::new());
     for (index, fault) in step.faults.iter().enumerate() {
         if index > 0 {
             hold(step.gap);
@@ -185,21 +209,16 @@ fn one(
         let spared: Vec<u32> = done.iter().filter_map(|struck| struck.node).collect();
         let struck = strike(cluster, before.0, fault, &spared).with_context(|| format!("{fault}"))?;
         eprintln!("    {} {fault}: node {} {}", time_of_day(), struck.node.unwrap_or(0), struck.told);
+        struck_at.push(struck.fell.unwrap_or_else(Instant::now));
         done.push(struck);
     }
     hold(step.faults.iter().map(|fault| fault.duration).max().unwrap_or(0));
     undo(cluster, &mut done)?;
     let over = Instant::now();
-    cluster.wait_leader(WRITABLE).context("L1")?;
-    for struck in &done {
-        match struck.remedy {
-            Remedy::MakeAnew(id) => make_anew(cluster, id)?,
-            Remedy::Remove(id) => remove(cluster, id)?,
-            _ => {}
-        }
-    }
-    let sick = done.iter().any(|struck| struck.sick_disk);
-    tend(cluster, sick)?;
+    let led = liveness::wait_leader(cluster)?;
+    protocol.violations.extend(liveness::late(step, led));
+    let hands = mend(cluster, round, &done)?;
+    protocol.violations.extend(liveness::needless(round.autoreclone, step, &hands));
     oracle.set_hosts(cluster.addresses());
     oracle.set_patient(cluster.nodes().iter().map(|node| (node.id, node.address.clone())).collect());
     workload.set_hosts(cluster.addresses());
@@ -207,16 +226,47 @@ fn one(
     let healed = Instant::now();
     oracle.wait_acks(20, LATER)?;
     keep(cluster, protocol, &done)?;
+    if !round.lossless && after.1 > before.1 {
+        losses::read_listed(cluster, &mut protocol.listed)?;
+    }
     protocol.blows.extend(done.iter().flat_map(|struck| &struck.blows).copied());
+    let lasts = step.faults.iter().any(|fault| fault.kind.lasts());
+    let now = numbers(cluster);
     Ok(Past {
         step: step.clone(),
         began,
+        blow: if lasts { over } else { struck_at.into_iter().max().unwrap_or(began) },
         over,
         healed,
         before,
         after,
         cuts_clients: done.iter().any(|struck| struck.cuts_clients),
+        gone: members.iter().any(|id| !now.contains(id)),
+        led,
+        hands: hands.len(),
     })
+}
+
+fn numbers(cluster: &Cluster) -> Vec<u32> {
+    cluster.nodes().iter().map(|node| node.id).collect()
+}
+
+/// What an operator does when the faults are over: what was put off, and what nodes need. Gives the latter.
+fn mend(cluster: &mut Cluster, round: &Round, done: &[Struck]) -> Result<Vec<Hand>> {
+    let mut hands = Vec::new();
+    for struck in done {
+        match &struck.remedy {
+            Remedy::MakeAnew(hand) => {
+                make_anew(cluster, hand.node())?;
+                hands.push(hand.clone());
+            }
+            Remedy::Remove(id) => remove(cluster, *id)?,
+            _ => {}
+        }
+    }
+    let sick = done.iter().any(|struck| struck.sick_disk);
+    hands.extend(tend(cluster, sick, round.autoreclone)?);
+    Ok(hands)
 }
 
 /// Looks whether promises about the configuration were kept, and reads everybody's history while it is there.
@@ -246,13 +296,31 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::chaos::plan::KINDS;
+    use crate::chaos::damage::past_return;
+    use crate::chaos::plan::{Kind, Target};
+
+    /// A leader's disk hangs, two seconds longer than the watchdog waits.
+    fn hangs_the_leader(step: &Step) -> bool {
+        let fault = step.faults[0];
+        let long = fault.kind == Kind::DiskHangs && fault.target == Target::Leader && fault.duration >= 3000;
+        long && step.faults.len() == 1
+    }
+
+    fn rewinds(round: &Round) -> Vec<bool> {
+        let steps = plan(round.seed, round.faults, true);
+        let faults = steps.into_iter().flat_map(|step| step.faults);
+        faults.filter(|fault| fault.kind == Kind::RewindKilled).map(|fault| past_return(&fault)).collect()
+    }
 
     #[test]
     fn the_brief_rounds_have_every_kind_between_them() {
-        let steps = BRIEF.iter().flat_map(|round| plan(round.seed, round.faults, true));
-        let kinds: BTreeSet<_> = steps.flat_map(|step| step.faults).map(|fault| fault.kind).collect();
+        let steps = || BRIEF.iter().flat_map(|round| plan(round.seed, round.faults, true));
+        let kinds: BTreeSet<_> = steps().flat_map(|step| step.faults).map(|fault| fault.kind).collect();
         let missing: Vec<_> = KINDS.iter().filter(|kind| !kinds.contains(kind)).collect();
         assert!(missing.is_empty(), "{missing:?}");
+        assert!(steps().any(|step| hangs_the_leader(&step)), "no hang is longer than the watchdog waits");
+        // With copies that nodes make by themselves, and without.
+        assert!(BRIEF[0].autoreclone && !BRIEF[1].autoreclone);
+        assert!(BRIEF.iter().all(|round| rewinds(round).contains(&true)), "no rewind is killed past return");
     }
 }

@@ -27,6 +27,8 @@ fn chaos(name: &str, round: Round) -> Result<()> {
         figures.note("faults", report.faults());
         figures.note("acknowledged", report.acknowledged);
         figures.note("lost", report.lost());
+        figures.note("hands", report.hands());
+        figures.time("longest without a leader while a majority lived", report.led());
         ensure!(report.faults() >= faults, "only {} faults", report.faults());
         ensure!(report.violations.is_empty(), "{}\n{}", report.violations.join("\n"), again());
         Ok(())
@@ -47,15 +49,18 @@ fn brief_lossless() -> Result<()> {
 
 #[test]
 fn chaos_asynchronous() -> Result<()> {
-    chaos("chaos_asynchronous", Round { seed: 1, nodes: 3, lossless: false, faults: 60 })
+    chaos("chaos_asynchronous", Round { seed: 1, nodes: 3, lossless: false, autoreclone: false, faults: 60 })
 }
 
 #[test]
 fn chaos_lossless() -> Result<()> {
-    chaos("chaos_lossless", Round { seed: 2, nodes: 3, lossless: true, faults: 60 })
+    chaos("chaos_lossless", Round { seed: 2, nodes: 3, lossless: true, autoreclone: true, faults: 60 })
 }
 
 #[test]
 fn chaos_lossless_of_five() -> Result<()> {
-    chaos("chaos_lossless_of_five", Round { seed: 3, nodes: 5, lossless: true, faults: 30 })
+    chaos(
+        "chaos_lossless_of_five",
+        Round { seed: 3, nodes: 5, lossless: true, autoreclone: false, faults: 30 },
+    )
 }
