@@ -22,10 +22,11 @@ mod tests {
     /// What came of the rewind before this start.
     #[pg_extern]
     fn rewind_result() -> Option<String> {
-        lifecycle::take_rewind_result().map(|result| match result {
+        let said = lifecycle::rewind_result().map(|result| match result {
             Ok(()) => "ok".into(),
-            Err(error) => error,
-        })
+            Err(why) => why.text,
+        });
+        lifecycle::forget_rewind_result().map(|()| said).unwrap_or_else(|error| error!("{error}"))
     }
 
     #[pg_test]

@@ -3,8 +3,8 @@
 //! One latch loop in one thread. It turns whatever happened into the core's inputs and has the core's outputs
 //! carried out.
 //!
-//! **Architecture invariant:** nothing here blocks but the fsync of a state file, and at the end what waits for the
-//! last commits; and nothing here decides.
+//! **Architecture invariant:** nothing here blocks but the fsync of a state file, and at the end, for a moment, what
+//! waits for the last commits and the last event; and nothing here decides.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -31,6 +31,8 @@ use crate::{guc, lifecycle, paths};
 const PUBLISH_PERIOD: Millis = 500;
 /// How often a stopping controller looks for commits that wait.
 const LOOK_FOR_WAITERS: Duration = Duration::from_millis(2);
+/// How long a process that ends waits for its last event to be written: the disk may hang.
+const LAST_EVENT: Duration = Duration::from_millis(100);
 /// Commands taken from the mailbox in one turn.
 const MAX_COMMANDS: usize = board::MAILBOX_SLOTS;
 
@@ -105,11 +107,12 @@ impl Controller {
         let identity = Identity { cluster: None, system_identifier, node: NodeId(id) };
         let hard = files.load_state(&identity).map_err(|e| e.to_string())?;
         let config = files.load_config().map_err(|e| e.to_string())?;
-        let mut history = History::open(Path::new(paths::HISTORY)).map_err(|e| e.to_string())?;
-        history.sync().map_err(|e| e.to_string())?;
+        let (history, file) = History::open(Path::new(paths::HISTORY)).map_err(|e| e.to_string())?;
+        worker::spawn_without_signals("biha history", Box::new(|| file.write_for_ever()))
+            .map_err(|e| e.to_string())?;
         let (cluster, now) = (hard.cluster, clock::boottime());
         let seed = random::random().ok_or("no random number could be made")?;
-        let rewound = lifecycle::take_rewind_result();
+        let rewound = lifecycle::rewind_result();
         let timeout = config.settings.election_timeout();
         let (node, first) = Node::new(now, seed, hard, config, options(), rewound);
         let network = Network::bind(NetworkConfig {
@@ -144,6 +147,7 @@ impl Controller {
         gate.controller_pid.store(postmaster::my_pid(), Ordering::SeqCst);
         gate.controller_latch.store(process::my_latch(), Ordering::SeqCst);
         controller.execute(first);
+        lifecycle::forget_rewind_result()?;
         controller.know_peers();
         Ok(controller)
     }
@@ -201,6 +205,11 @@ impl Controller {
         if goodbye == Goodbye::CleanStop {
             end_last_waiters();
         }
+        self.end();
+    }
+
+    fn end(&self) -> ! {
+        self.history.written(LAST_EVENT);
         worker::end();
     }
 
@@ -220,7 +229,7 @@ impl Controller {
         gate.lossless_required.store(required.into(), Ordering::SeqCst);
         if self.node.has_resigned() {
             self.network.close_all();
-            worker::end();
+            self.end();
         }
     }
 
@@ -239,7 +248,12 @@ impl Controller {
     fn is_sick(&self) -> bool {
         let limit = Millis::from(guc::WATCHDOG_TIMEOUT.get().unsigned_abs()) * 1000;
         let well_at = board::gate().disk_well_at.load(Ordering::SeqCst);
-        limit > 0 && well_at > 0 && clock::boottime().saturating_sub(well_at) > limit
+        let sick = match well_at {
+            // A server that starts on a disk that refuses writes need not wait to know.
+            0 => board::gate().disk_error.load(Ordering::SeqCst) != 0,
+            at => clock::boottime().saturating_sub(at) > limit,
+        };
+        limit > 0 && sick
     }
 
     fn on_network(&mut self, event: NetEvent) {
@@ -291,6 +305,7 @@ impl Controller {
         gate.patience.store(u32::try_from(patience).unwrap_or(u32::MAX), Ordering::SeqCst);
         board::publish(&status);
         self.published = now;
+        self.tell_of_history();
         if brief != self.brief {
             self.brief = brief;
             process::set_latch(gate.agent_latch.load(Ordering::SeqCst));

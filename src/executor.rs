@@ -74,9 +74,16 @@ impl Controller {
         }
     }
 
-    /// The history is for people: that it cannot be written is no reason to stop.
+    /// Written by a thread: the leader's disk may hang, and what follows here is what gives the leadership up.
     fn remember(&mut self, record: EventRecord) {
         if let Err(error) = self.history.append(record) {
+            warning!("could not keep an event: {error}");
+        }
+    }
+
+    /// The history is for people: that it cannot be written is no reason to stop.
+    pub(crate) fn tell_of_history(&self) {
+        if let Some(error) = self.history.failure() {
             warning!("could not write biha's history: {error}");
         }
     }

@@ -3,6 +3,8 @@
 
 /// biha's own directory.
 pub const DIR: &str = "pg_biha";
+/// The node's memory.
+pub const STATE: &str = "pg_biha/biha.state";
 /// The replicated configuration.
 pub const CONF: &str = "pg_biha/biha.conf";
 /// The events kept for `biha.history()`.

@@ -33,8 +33,12 @@ pub struct Watch {
 impl Watch {
     /// Starts the thread. At the agent's start, once.
     pub fn start() -> Watch {
-        board::gate().disk_well_at.store(clock::boottime(), Ordering::SeqCst);
-        board::gate().disk_error.store(0, Ordering::SeqCst);
+        let gate = board::gate();
+        // An agent that is started anew has not looked for a while. At the server's start nobody has.
+        if gate.disk_well_at.load(Ordering::SeqCst) != 0 {
+            gate.disk_well_at.store(clock::boottime(), Ordering::SeqCst);
+        }
+        gate.disk_error.store(0, Ordering::SeqCst);
         if let Err(error) = worker::spawn_without_signals("biha probe", Box::new(probe_for_ever)) {
             warning!("could not start the thread that looks after the disks: {error}");
         }

@@ -307,14 +307,14 @@ pub fn rewind_conninfo(source: NodeId) -> Result<String, String> {
     Ok(format!("{} dbname=biha_db", conninfo(source)?))
 }
 
-/// Connection string for a base backup of whichever other member takes writes, where nothing is known but the
-/// configuration.
-pub fn leader_conninfo(config: &ClusterConfig) -> String {
+/// Connection string for a base backup of whichever other member leads, where nothing is known but the configuration.
+/// `session` is what libpq calls target_session_attrs.
+pub fn leader_conninfo(config: &ClusterConfig, session: &str) -> String {
     let others = || config.members.iter().filter(|(id, _)| **id != own_id()).map(|(_, member)| member);
     let hosts: Vec<&str> = others().map(|member| member.host.as_str()).collect();
     let ports: Vec<String> = others().map(|member| member.port.to_string()).collect();
     let at = conninfo_of(&hosts.join(","), &ports.join(","));
-    format!("{at} dbname=biha_db target_session_attrs=read-write")
+    format!("{at} dbname=biha_db target_session_attrs={session}")
 }
 
 fn conninfo(node: NodeId) -> Result<String, String> {

@@ -2,7 +2,7 @@
 //! by its own postmaster, in the same process, rewound in between if its WAL has parted from the cluster's, or made anew
 //! where that cannot work.
 //!
-//! Runs in the postmaster, but for [`request_restart`] and [`take_rewind_result`].
+//! Runs in the postmaster, but for [`request_restart`] and what came of a rewind.
 //!
 //! **Architecture invariant:** nothing here knows of terms, leaders or elections, and nothing here promotes: only
 //! an elected leader's agent does.
@@ -27,6 +27,7 @@ mod unwritten;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use biha_core::Hindrance;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -57,7 +58,20 @@ static PREVIOUS_STARTUP_HOOK: postmaster::PreviousHook = OnceLock::new();
 /// Is this the postmaster of a member of a cluster, to be led by biha? Not a single-user server, not
 /// pg_upgrade's, not one that recovers to a point in time. In `_PG_init`, after the settings are registered.
 pub fn leads_this_server() -> bool {
-    if !postmaster::is_serving() || !guc::configured() || !start::is_member() {
+    if !postmaster::is_serving() || !guc::configured() {
+        return false;
+    }
+    if !start::is_member() {
+        if start::has_memory() {
+            report(
+                PgLogLevel::FATAL,
+                format!(
+                    "file \"{}\" is missing, though this node has been a member of a cluster",
+                    paths::CONF
+                ),
+                Some("Without it nothing keeps two nodes from taking writes. Make this node anew."),
+            );
+        }
         return false;
     }
     match start::recovery_target() {
@@ -143,11 +157,18 @@ pub fn request_restart(repair: Option<Repair>) -> Result<(), String> {
     })
 }
 
-/// What came of the rewind or re-clone that this start was preceded by, once; `None` if there was none. One that was
-/// asked for and has left no result was not tried, or given up because the operator stopped the server, or cut short.
-pub fn take_rewind_result() -> Option<Result<(), String>> {
-    rewind::take_result()
-        .unwrap_or_else(|error| Some(Err(format!("could not read the rewind's result: {error}"))))
+/// What came of the rewind or re-clone that this start was preceded by; `None` if there was none. One that was asked for
+/// and has left no result was not tried, or given up because the operator stopped the server, or cut short.
+pub fn rewind_result() -> Option<Result<(), Hindrance>> {
+    rewind::result().unwrap_or_else(|error| {
+        let text = format!("could not read the rewind's result: {error}");
+        Some(Err(Hindrance { text, passing: false }))
+    })
+}
+
+/// Removes it: what it says is in the node's own memory, and durable.
+pub fn forget_rewind_result() -> Result<(), String> {
+    rewind::forget_result().map_err(|error| format!("could not remove the rewind's result: {error}"))
 }
 
 fn report(level: PgLogLevel, text: String, hint: Option<&str>) {

@@ -13,11 +13,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use biha_core::{HistoryEntry, Lsn, Position, Timeline, TimelineEntry};
+use biha_core::{Hindrance, HistoryEntry, Lsn, Position, Timeline, TimelineEntry};
 use biha_io::StateFiles;
 use pgrx::PgLogLevel;
 
 use super::keep::Kept;
+use super::report::is_of_connection;
 use super::signals::STOPS;
 use super::source::{Failure, Source};
 use super::swap::{self, Place};
@@ -52,7 +53,8 @@ pub fn run(source: &str, end: Position) -> bool {
         Err(Failure::Stopped) => true,
         Err(Failure::Failed(text)) => {
             exit_log(&format!("the re-clone failed, and the data directory is as it was: {text}"), None);
-            if let Err(error) = rewind::note_in(".".as_ref(), Err(&text)) {
+            let passing = is_of_connection(&text);
+            if let Err(error) = rewind::note_in(".".as_ref(), Err(&Hindrance { text, passing })) {
                 warn("note what came of the re-clone", &error);
             }
             false

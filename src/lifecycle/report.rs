@@ -1,6 +1,6 @@
 //! What pg_rewind found, and what its end means for the data directory, read from its own words.
 
-use biha_core::{Lsn, Position};
+use biha_core::{Hindrance, Lsn, Position};
 
 /// How pg_rewind ended.
 #[derive(Clone, Debug)]
@@ -11,6 +11,8 @@ pub struct Ending {
     pub success: bool,
     /// How it ended, in words.
     pub status: String,
+    /// Another process killed it, or the kernel did where memory was short.
+    pub killed: bool,
     /// An operator's stop came meanwhile.
     pub stop: bool,
     /// Why it was killed, if it was killed from here.
@@ -25,7 +27,7 @@ pub enum Verdict {
     /// Unchanged, and it need not be: this node's WAL ends where the source's history left it.
     NotNeeded,
     /// Unchanged, for this reason.
-    Failed(String),
+    Failed(Hindrance),
     /// Unchanged, since the operator stopped the server: to be tried again.
     Stopped,
     /// Half changed, for this reason.
@@ -42,6 +44,7 @@ impl Ending {
             log: String::new(),
             success: false,
             status: String::new(),
+            killed: false,
             stop: false,
             given_up: Some(text),
         }
@@ -60,6 +63,19 @@ impl Ending {
             None => complaints(&self.log, "pg_rewind", &self.status),
         }
     }
+
+    /// Why it has changed nothing. What it says of the data will not pass.
+    pub fn hindrance(&self) -> Hindrance {
+        let text = self.reason();
+        let passing = self.killed || self.given_up.is_some() || is_of_connection(&text);
+        Hindrance { text, passing }
+    }
+}
+
+/// Does a program complain of its connection to a server? All of libpq's words for that have this one in common, and so
+/// have the server's own (fe-connect.c, fe-secure.c, postgres.c:ProcessInterrupts).
+pub fn is_of_connection(complaint: &str) -> bool {
+    complaint.contains("connection")
 }
 
 /// What a program complained of, or how it ended, if it did not say why.
@@ -95,15 +111,16 @@ pub fn verdict(ending: &Ending) -> Verdict {
     match (ending.success, Ending::changes_begun(&ending.log)) {
         (true, true) => Verdict::Rewound,
         // PostgreSQL 15 compares the timelines of the last checkpoints only.
-        (true, false) if ending.log.contains("on the same timeline") => Verdict::Failed(
-            "pg_rewind saw source and target on the same timeline: the source has made no checkpoint since \
-             its promotion, or two histories bear the same number"
+        (true, false) if ending.log.contains("on the same timeline") => Verdict::Failed(Hindrance {
+            text: "pg_rewind saw source and target on the same timeline: the source has made no checkpoint since \
+                   its promotion, or two histories bear the same number"
                 .into(),
-        ),
+            passing: false,
+        }),
         (true, false) => Verdict::NotNeeded,
         (false, true) => Verdict::Broken(ending.reason()),
         (false, false) if ending.stop => Verdict::Stopped,
-        (false, false) => Verdict::Failed(ending.reason()),
+        (false, false) => Verdict::Failed(ending.hindrance()),
     }
 }
 
@@ -119,7 +136,8 @@ mod tests {
         pg_rewind: need to copy 52 MB (total source directory size is 75 MB)\n";
 
     fn ending(log: &str, success: bool) -> Ending {
-        Ending { log: log.into(), success, status: "signal: 9".into(), stop: false, given_up: None }
+        let status = "exit status: 1".into();
+        Ending { log: log.into(), success, status, killed: false, stop: false, given_up: None }
     }
 
     #[test]
@@ -150,10 +168,23 @@ mod tests {
     #[test]
     fn a_source_that_cannot_be_reached_changes_nothing() {
         let log = "pg_rewind: error: connection to server failed: Connection refused\n";
-        assert_eq!(
-            verdict(&ending(log, false)),
-            Verdict::Failed("error: connection to server failed: Connection refused".into())
-        );
+        let text = "error: connection to server failed: Connection refused".into();
+        assert_eq!(verdict(&ending(log, false)), Verdict::Failed(Hindrance { text, passing: true }));
+    }
+
+    #[test]
+    fn what_it_says_of_the_data_will_not_pass() {
+        let passes = |ending: &Ending| match verdict(ending) {
+            Verdict::Failed(why) => why.passing,
+            other => panic!("{other:?}"),
+        };
+        let log = "pg_rewind: error: could not open file \"pg_wal/00000001000000000000000A\": No such file\n";
+        assert!(!passes(&ending(log, false)));
+        let log = "pg_rewind: error: server closed the connection unexpectedly\n";
+        assert!(passes(&ending(log, false)));
+        assert!(!passes(&ending("", false)));
+        assert!(passes(&Ending { killed: true, ..ending("", false) }));
+        assert!(passes(&Ending::not_started("could not start pg_rewind: Out of memory".into())));
     }
 
     #[test]
@@ -163,7 +194,7 @@ mod tests {
         early.stop = true;
         assert_eq!(verdict(&early), Verdict::Stopped);
         let mut late = ending(BEGUN, false);
-        assert_eq!(verdict(&late), Verdict::Broken("pg_rewind ended with signal: 9".into()));
+        assert_eq!(verdict(&late), Verdict::Broken("pg_rewind ended with exit status: 1".into()));
         late.stop = true;
         late.given_up = Some("why".into());
         assert_eq!(verdict(&late), Verdict::Broken("why".into()));
@@ -179,7 +210,7 @@ mod tests {
     #[test]
     fn reasons_are_cut_at_a_character() {
         let log = format!("pg_rewind: error: {}\n", "ä".repeat(1000));
-        let Verdict::Failed(text) = verdict(&ending(&log, false)) else { panic!("not a failure") };
-        assert!(text.len() <= MAX_TEXT);
+        let Verdict::Failed(why) = verdict(&ending(&log, false)) else { panic!("not a failure") };
+        assert!(why.text.len() <= MAX_TEXT);
     }
 }

@@ -8,11 +8,12 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use biha_core::Position;
+use biha_core::{Hindrance, Position};
 use pgrx::PgLogLevel;
 
 use super::aside::{self, Aside, sync_directory};
@@ -27,6 +28,10 @@ use crate::{guc, paths};
 const CLOSED: u32 = 0o701;
 /// A pg_rewind that has not moved for so long is given up.
 const STALLED: Duration = Duration::from_secs(120);
+/// How the note of one begins that is worth another attempt.
+const HINDERED: &str = "hindered ";
+/// How the note of one begins that is not.
+const FAILED: &str = "failed ";
 /// What the source's conninfo gets unless it says otherwise: a dead source must be noticed.
 const CONNECTION: &str = "connect_timeout=10 keepalives_idle=10 keepalives_interval=5 keepalives_count=3 \
                           tcp_user_timeout=20000 application_name=biha_rewind";
@@ -102,25 +107,25 @@ pub fn sibling(data: &Path) -> PathBuf {
 pub fn run(source: &str) -> Outcome {
     match keep_lost_wal(source) {
         Ok(kept) => run_without_net(source, kept.as_ref()),
-        Err(Some(text)) => not_begun(None, &text),
+        Err(Some(why)) => not_begun(None, &why),
         Err(None) => Outcome::Whole { stop: true },
     }
 }
 
 /// Keeps the WAL that the rewind will discard, if that is wanted and can be done. `Err`: the rewind is not to begin,
 /// for this reason, or since the operator stops the server.
-fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<String>> {
+fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<Hindrance>> {
     if !keep::is_wanted() {
         return Ok(None);
     }
-    let data = fs::canonicalize(".").map_err(|e| Some(format!("could not find the data directory: {e}")))?;
-    let found = find_fork(&data, source).map_err(|e| Some(format!("could not watch pg_rewind: {e}")))?;
+    let data = fs::canonicalize(".").map_err(|e| Some(lasting("find the data directory", &e)))?;
+    let found = find_fork(&data, source).map_err(|e| Some(lasting("watch pg_rewind", &e)))?;
     let fork = match found {
         Ok(fork) => fork,
         Err(ending) if ending.stop => return Err(None),
         // The rewind itself will say why there is nothing to do.
         Err(ending) if ending.success => return Ok(None),
-        Err(ending) => return Err(Some(ending.reason())),
+        Err(ending) => return Err(Some(ending.hindrance())),
     };
     let timeline = control::read().map_or(fork.timeline, |file| file.timeline);
     keep::before("the rewind", &data, timeline, fork).map_err(|_| None)
@@ -151,14 +156,14 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
     let closed = Closed::here().and_then(|here| if stub { Ok(()) } else { here.close() }.map(|()| here));
     let mut closed = match closed {
         Ok(closed) => closed,
-        Err(error) => return not_begun(None, &format!("could not close the data directory: {error}")),
+        Err(error) => return not_begun(None, &lasting("close the data directory", &error)),
     };
     let (data, sibling) = (closed.path.clone(), sibling(&closed.path));
     let mut aside = match Aside::put(&closed.path, &sibling, log_directory(&closed.path).as_deref()) {
         Ok(aside) => aside,
         Err(error) => {
-            let text = format!("could not keep this node's files in \"{}\": {error}", sibling.display());
-            return not_begun(Some(&closed), &text);
+            let doing = format!("keep this node's files in \"{}\"", sibling.display());
+            return not_begun(Some(&closed), &lasting(&doing, &error));
         }
     };
     stub = stub && stand_in(&data, &sibling, &closed);
@@ -183,7 +188,7 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
             .and_then(|()| if stub { aside.copy_back() } else { aside.bring_back() })
             .and_then(|()| note(Ok(()))),
         Verdict::NotNeeded => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Ok(()))),
-        Verdict::Failed(text) => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Err(&text))),
+        Verdict::Failed(why) => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Err(&why))),
         Verdict::Stopped => unchanged(&closed, &aside, stub, kept),
     };
     let opened = finished.and_then(|()| closed.open());
@@ -231,41 +236,56 @@ pub fn sync_data(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What this node's own disk hinders is for the operator to see to.
+fn lasting(doing: &str, error: &io::Error) -> Hindrance {
+    Hindrance { text: format!("could not {doing}: {error}"), passing: false }
+}
+
 /// Nothing was changed, and no pg_rewind has run.
-fn not_begun(closed: Option<&Closed>, text: &str) -> Outcome {
+fn not_begun(closed: Option<&Closed>, why: &Hindrance) -> Outcome {
     let opened = match closed {
         Some(closed) => closed.open(),
         None => Ok(()),
     };
-    match opened.and_then(|()| note_in(".".as_ref(), Err(text))) {
+    match opened.and_then(|()| note_in(".".as_ref(), Err(why))) {
         Ok(()) => Outcome::Whole { stop: false },
         Err(error) => Outcome::Broken {
-            text: format!("{text}; {error}"),
+            text: format!("{}; {error}", why.text),
             kept: closed.map(|c| c.path.clone()).unwrap_or_default(),
             stop: false,
         },
     }
 }
 
-/// Writes what came of the rewind for the next start of this data directory to read.
-pub fn note_in(data: &Path, result: Result<(), &str>) -> io::Result<()> {
-    let text = result.map_or_else(|text| format!("failed {text}"), |()| "ok".to_string());
+/// Writes what came of a rewind or a re-clone for the next start of this data directory to read.
+pub fn note_in(data: &Path, result: Result<(), &Hindrance>) -> io::Result<()> {
+    let text = match result {
+        Ok(()) => "ok".to_string(),
+        Err(Hindrance { text, passing }) => format!("{}{text}", if *passing { HINDERED } else { FAILED }),
+    };
     biha_io::durable_write(&data.join(paths::REWIND_RESULT), text.as_bytes())
 }
 
-/// What came of the last rewind, once. Of a running server.
-pub fn take_result() -> io::Result<Option<Result<(), String>>> {
+/// What came of the last one. Of a running server, which is to [`forget_result`] once it has made a note of it.
+pub fn result() -> io::Result<Option<Result<(), Hindrance>>> {
     let text = match fs::read_to_string(paths::REWIND_RESULT) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    fs::remove_file(paths::REWIND_RESULT)?;
-    sync_directory(paths::DIR.as_ref())?;
-    Ok(Some(match text.as_str() {
-        "ok" => Ok(()),
-        other => Err(other.strip_prefix("failed ").unwrap_or(other).to_string()),
-    }))
+    let (passing, why) = match text.strip_prefix(HINDERED) {
+        Some(why) => (true, why),
+        None => (false, text.strip_prefix(FAILED).unwrap_or(&text)),
+    };
+    Ok(Some(if text == "ok" { Ok(()) } else { Err(Hindrance { text: why.to_string(), passing }) }))
+}
+
+/// The result has been noted elsewhere.
+pub fn forget_result() -> io::Result<()> {
+    match fs::remove_file(paths::REWIND_RESULT) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.and_then(|()| sync_directory(paths::DIR.as_ref())),
+    }
 }
 
 /// pg_rewind changed nothing: everything stays where it is, and its log is kept. So nothing was lost, either.
@@ -333,7 +353,8 @@ fn watch(
 }
 
 fn ending(log: String, status: ExitStatus, stop: bool, given_up: Option<String>) -> Ending {
-    Ending { log, success: status.success(), status: status.to_string(), stop, given_up }
+    let killed = matches!(status.signal(), Some(libc::SIGKILL | libc::SIGTERM));
+    Ending { log, success: status.success(), status: status.to_string(), killed, stop, given_up }
 }
 
 /// pg_rewind of a data directory against a source, but for what it is to do.

@@ -219,6 +219,11 @@ pub fn is_member() -> bool {
     Path::new(paths::CONF).exists()
 }
 
+/// Does a member's memory exist here?
+pub fn has_memory() -> bool {
+    Path::new(paths::STATE).exists()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {

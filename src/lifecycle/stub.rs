@@ -24,6 +24,8 @@ use crate::pg::{exec, postmaster, signal};
 
 /// What of the data a postmaster looks at before it loads libraries.
 const FILES: [&str; 3] = ["PG_VERSION", "global/pg_control", paths::PID_FILE];
+/// What the leader's sessions are, in turn: one that takes no writes may lack only this node to take them again.
+const SESSIONS: [&str; 2] = ["read-write", "primary"];
 /// How long to wait before the leader is looked for again.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -66,8 +68,9 @@ pub fn is_here() -> bool {
 pub fn resume(image: &Image) {
     signal::block_all();
     exit_log("a rewind of this node was cut short: copying the leader instead", None);
-    loop {
-        let copied = leader().map_err(Failure::Failed).and_then(|leader| reclone::after_rewind(&leader));
+    for session in SESSIONS.into_iter().cycle() {
+        let copied =
+            leader(session).map_err(Failure::Failed).and_then(|leader| reclone::after_rewind(&leader));
         match copied {
             Ok(()) => break,
             Err(Failure::Failed(text)) => {
@@ -89,9 +92,9 @@ pub fn resume(image: &Image) {
 }
 
 /// Conninfo of whichever member leads.
-fn leader() -> Result<String, String> {
+fn leader(session: &str) -> Result<String, String> {
     let config = StateFiles::new(Path::new(paths::DIR)).load_config().map_err(|e| e.to_string())?;
-    Ok(receiver::leader_conninfo(&config))
+    Ok(receiver::leader_conninfo(&config, session))
 }
 
 #[cfg(test)]

@@ -16,16 +16,18 @@ pub fn system_identifier() -> u64 {
 pub fn read(checkpointed: bool) -> ServerStatus {
     if recovery::in_progress() {
         // SAFETY: both read shared memory.
-        let (consistent, streaming) = unsafe {
+        let (consistent, streaming, asked) = unsafe {
             let receiver = pg_sys::WalRcv;
             let state = (*receiver).walRcvState;
-            (pg_sys::HotStandbyActive(), state == pg_sys::WalRcvState::WALRCV_STREAMING)
+            let streaming = state == pg_sys::WalRcvState::WALRCV_STREAMING;
+            (pg_sys::HotStandbyActive(), streaming, (*receiver).receiveStartTLI)
         };
         let end_on_file = match recovery::replayed() {
             Some(replayed) if consistent => replayed.lsn,
             _ => control::read().map_or(Lsn(0), |file| file.min_recovery),
         };
-        ServerStatus { consistent, streaming, end_on_file, hint: standby_hint(), ..ServerStatus::default() }
+        let hint = standby_hint();
+        ServerStatus { consistent, streaming, end_on_file, asked, hint, ..ServerStatus::default() }
     } else {
         let mut timeline = 0;
         // SAFETY: recovery has ended.

@@ -205,6 +205,10 @@ impl ClusterConfig {
         let sum = format!("{k} synchronous standbys + 1 + nquorum {nquorum}, {voters} voters");
         match k + 1 + nquorum > voters {
             _ if k == 0 => (false, "replication is asynchronous (sync_standbys is 0)".to_owned()),
+            _ if self.settings.lossless == Lossless::Off => {
+                (false, "nobody guards the wait for standbys (lossless is off)".to_owned())
+            }
+            _ if !self.guards_commits() => (false, format!("fewer standbys than sync_standbys {k} asks for")),
             true => (true, format!("every quorum holds every commit: {sum}")),
             false => (false, format!("a quorum can lack a commit: {sum}")),
         }

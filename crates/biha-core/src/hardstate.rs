@@ -107,11 +107,25 @@ impl NodeErrorKind {
         }
     }
 
+    /// Has this node lost what others count on? Then it must not vote again as if nothing had been.
+    pub fn is_for_good(self) -> bool {
+        matches!(self, NodeErrorKind::WalShorter | NodeErrorKind::Forgetful)
+    }
+
     /// Would a new copy of the leader's data bring this node back?
     pub fn is_healed_by_reclone(self) -> bool {
         use NodeErrorKind::*;
         matches!(self, RewindFailed | WalRemoved | WalShorter | RecloneFailed)
     }
+}
+
+/// Why a rewind or a re-clone has changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hindrance {
+    /// In words.
+    pub text: String,
+    /// It may pass by itself: a source that was not there, a program that was killed. Another attempt is worth it.
+    pub passing: bool,
 }
 
 /// Where a rewind of this node stands.
@@ -120,15 +134,18 @@ pub enum RewindState {
     /// None is needed.
     #[default]
     None,
-    /// Asked for; the restart that does it has not come back yet. Such a node neither votes nor stands.
-    Requested,
-    /// Done in this term. To find the WAL parted again in the same term is an error, not a reason to try for
-    /// ever.
+    /// Asked for in this term; the restart that does it has not come back yet. Such a node neither votes nor stands.
+    Requested(Term),
+    /// Done in the term in which it was asked for. To find the WAL parted again in the same term is an error, not a
+    /// reason to try for ever.
     Done(Term),
     /// A re-clone was asked for; as [`RewindState::Requested`].
     Recloning,
     /// A re-clone was tried in this term, and has succeeded unless there is an error: as [`RewindState::Done`].
     Recloned(Term),
+    /// A rewind or re-clone was hindered in this term, for a reason that may pass: it is tried again under the next
+    /// leader, and under the same one after a pause.
+    PutOff(Term),
 }
 
 /// What a node has last said of its own memory. It must never say less, or it is not that node's memory any more: a

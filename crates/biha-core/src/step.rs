@@ -63,6 +63,8 @@ pub struct ServerStatus {
     /// In recovery: where the control file will say that the WAL ends once the server is stopped. What lies beyond was
     /// not replayed, and pg_rewind does not see it (`minRecoveryPoint`; pg_rewind.c).
     pub end_on_file: Lsn,
+    /// In recovery: the timeline that was last asked for, of whatever leader; 0 if none was.
+    pub asked: Timeline,
     /// End of WAL as far as known without stopping anything; good for showing and ranking only.
     pub hint: Option<Position>,
 }

@@ -20,6 +20,7 @@ scenarios! {
     a_candidate_picks_a_term_above_its_own_history_files
     a_candidate_tells_who_does_not_know_its_configuration
     a_candidate_votes_for_itself_by_the_same_rules
+    a_change_is_judged_by_all_that_are_unsettled
     a_change_is_done_when_the_standbys_have_what_came_before
     a_change_that_could_lose_a_commit_is_refused
     a_change_without_a_quorum_has_an_unknown_outcome
@@ -32,11 +33,13 @@ scenarios! {
     a_failed_promotion_lets_another_node_try
     a_failover_lets_the_fullest_lead
     a_follower_whose_wal_is_gone_says_so
+    a_follower_that_was_led_astray_starts_again
     a_good_bye_is_proof_of_death
     a_hanging_controller_fences_its_server
     a_host_frozen_for_30_seconds_is_fenced_when_it_thaws
     a_joining_node_votes_when_it_has_caught_up
     a_killed_controller_is_no_second_leader
+    a_leader_elected_with_a_sick_disk_goes_on
     a_leader_that_dies_during_a_rewind_is_replaced
     a_leader_that_hears_a_higher_term_restarts_as_a_standby
     a_leader_that_is_refused_leads_no_more
@@ -58,6 +61,7 @@ scenarios! {
     a_promotion_by_hand_opens_no_gate
     a_promotion_that_opened_another_timeline_does_not_count
     a_reclone_that_failed_waits_for_the_next_term
+    a_reclone_that_was_hindered_is_tried_again
     a_referee_elects_with_the_survivor
     a_referee_keeps_a_cut_off_follower_from_taking_over
     a_referee_with_wal_keeps_what_it_received
@@ -68,9 +72,11 @@ scenarios! {
     a_rewind_that_could_not_begin_leaves_a_voter
     a_rewind_that_failed_becomes_a_copy
     a_rewind_that_failed_is_an_error_until_it_is_reset
+    a_rewind_that_was_hindered_is_tried_again
     a_rewind_waits_until_the_fork_is_replayed
     a_rewind_waits_until_the_leader_is_ready
     a_server_in_production_neither_votes_nor_stands
+    a_sick_leader_gives_up_where_the_others_can_elect
     a_sick_leader_without_a_successor_goes_on
     a_single_node_elects_itself
     a_smaller_promise_shortens_the_lease_first
@@ -90,6 +96,7 @@ scenarios! {
     a_vote_is_given_once_a_term
     a_vote_is_persisted_before_it_is_told
     a_vote_request_does_not_end_an_open_lease
+    a_voter_that_every_commit_needs_is_not_taken_away
     a_whole_cluster_does_not_wait_for_ever
     a_whole_cluster_waits_for_every_position
     after_its_last_word_a_node_says_nothing
@@ -114,6 +121,7 @@ scenarios! {
     one_of_two_copies_is_refused
     parted_again_after_a_rewind_is_an_error
     proof_of_death_is_void_when_the_leader_is_heard_again
+    quorums_stay_until_standbys_have_what_was_inherited
     removing_a_voter_that_may_hold_a_commit_alone_is_refused
     set_leader_refuses_what_makes_no_sense
     the_best_position_stands_first_and_wins
@@ -128,6 +136,7 @@ scenarios! {
     wal_that_arrives_is_a_sign_of_life_but_not_for_ever
     wal_that_ends_before_the_lower_bound_is_an_error
     wal_that_nobody_elected_wins_nothing
+    what_others_count_on_cannot_be_reset
     who_holds_more_refuses_and_stands_itself
     whoever_hears_the_leader_refuses
     without_a_leader_a_command_is_refused

@@ -11,7 +11,7 @@ mod net;
 mod statefiles;
 
 pub use durable::durable_write;
-pub use history::History;
+pub use history::{History, HistoryFile};
 pub use magic::{Magic, MagicError};
 pub use net::*;
 pub use statefiles::{Identity, LoadError, StateFiles};

@@ -35,7 +35,9 @@ pub(super) struct Origin {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     version: ConfigVersion,
-    pub old: ClusterConfig,
+    /// The configurations before it that are not settled either, and the one that was, oldest first: commits may have
+    /// been acknowledged under each.
+    pub old: Vec<ClusterConfig>,
     origin: Option<Origin>,
     deadline: Millis,
     pub barrier: Barrier,
@@ -47,11 +49,12 @@ impl Change {
         matches!(self.barrier, Barrier::Until(_))
     }
 
-    /// The configuration before it, where its quorum counts until this change is settled. Not for a change of one
+    /// The configurations before it whose quorums count until this change is settled. Not for a change of one
     /// member: quorums before and after share a voter then (Ongaro 2014, §4.1), and a dead one must be
     /// removable.
-    pub(super) fn old_quorum(&self, new: &ClusterConfig) -> Option<&ClusterConfig> {
-        (self.old.settings.nquorum != new.settings.nquorum).then_some(&self.old)
+    pub(super) fn old_quorums(&self, new: &ClusterConfig) -> impl Iterator<Item = &ClusterConfig> {
+        let nquorum = new.settings.nquorum;
+        self.old.iter().filter(move |old| old.settings.nquorum != nquorum)
     }
 }
 
@@ -68,10 +71,7 @@ pub(super) struct Waiting {
 impl Node {
     pub(super) fn on_command(&mut self, request: RequestId, command: Command) {
         let done_here = match command {
-            Command::ResetNodeError => {
-                self.reset_error();
-                Some(Ok(()))
-            }
+            Command::ResetNodeError => Some(self.reset_error()),
             Command::Reclone => Some(self.reclone_by_hand()),
             _ => None,
         };
@@ -98,8 +98,13 @@ impl Node {
     }
 
     /// Where there is no error it accepts WAL that nobody elected: the operator knows what this node holds.
-    fn reset_error(&mut self) {
+    fn reset_error(&mut self) -> CommandResult {
         let known = self.hard.timelines.len();
+        let kind = self.hard.error.as_ref().map(|error| error.kind);
+        if let Some(kind) = kind.filter(|kind| kind.is_for_good()) {
+            let text = format!("{} cannot be reset: this node lacks what it has told others", kind.name());
+            return Err(invalid(text, kind.remedy()));
+        }
         if self.hard.error.take().is_some() {
             self.hard.rewind = RewindState::None;
             self.hard.lower_bound = None;
@@ -108,11 +113,12 @@ impl Node {
         } else {
             self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
             if self.hard.timelines.len() == known {
-                return;
+                return Ok(());
             }
             self.note(EventKind::NodeError, "a promotion that nobody elected was accepted", Vec::new());
         }
         self.persist();
+        Ok(())
     }
 
     pub(super) fn on_forward(&mut self, from: NodeId, request: RequestId, command: Command) {
@@ -268,6 +274,7 @@ impl Node {
             ));
         }
         check_counts(&config)?;
+        self.check_standbys_left(&config)?;
         Ok(config)
     }
 
@@ -289,6 +296,7 @@ impl Node {
         }
         check_counts(&config)?;
         self.check_majority(&config)?;
+        self.check_standbys_left(&config)?;
         Ok(config)
     }
 
@@ -334,7 +342,9 @@ impl Node {
                 leader.shorten(promise);
             }
             former = leader.change.take();
-            let old = former.as_ref().map_or(old, |former| former.old.clone());
+            let mut unsettled = former.as_mut().map_or(Vec::new(), |former| std::mem::take(&mut former.old));
+            unsettled.push(old);
+            let old = unsettled;
             leader.change =
                 Some(Change { version: config.version, old, origin, deadline, barrier: Barrier::New });
         }
@@ -360,7 +370,7 @@ impl Node {
                 .count();
             count >= config.nquorum()
         };
-        let known = have(&self.config) && change.old_quorum(&self.config).is_none_or(have);
+        let known = have(&self.config) && change.old_quorums(&self.config).all(have);
         if !known || !self.change_is_flushed() {
             return;
         }

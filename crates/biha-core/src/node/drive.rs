@@ -1,7 +1,7 @@
 //! Orders to the server: what it should be doing, against what it was last told.
 
 use crate::event::EventKind;
-use crate::hardstate::{NodeErrorKind, PromotionIntent, RewindState, TimelineEntry};
+use crate::hardstate::{Hindrance, NodeErrorKind, PromotionIntent, RewindState, TimelineEntry};
 use crate::step::{Order, OrderId, OrderResult, Output};
 use crate::{Lsn, Position, Term, Timeline};
 
@@ -149,14 +149,14 @@ impl Node {
                 self.cancel_handover(text);
             }
             // Nothing was rewound: this node is as whole as before, and may be needed for a quorum.
-            if self.hard.rewind == RewindState::Requested {
+            if matches!(self.hard.rewind, RewindState::Requested(_)) {
                 self.hard.rewind = RewindState::None;
                 self.persist();
             }
         }
         if matches!(order, Order::Reclone { .. }) {
             self.restarting = false;
-            let said = self.reclone_failed(text);
+            let said = self.reclone_failed(&Hindrance { text: text.to_owned(), passing: false });
             self.note(EventKind::NodeError, &said, Vec::new());
             self.persist();
         }

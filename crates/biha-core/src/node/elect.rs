@@ -77,6 +77,8 @@ impl Candidate {
 
 /// Election timeouts that a starting cluster waits for the positions of all its voters.
 const STARTUP_PATIENCE: Millis = 5;
+/// Election timeouts that a node whose disk is sick leaves to the others.
+const SICK_PATIENCE: Millis = 3;
 
 impl Node {
     /// Plans a candidacy for the case that no leader is heard.
@@ -139,7 +141,8 @@ impl Node {
     }
 
     /// This node's place in the order of candidates, as a delay in ms: best position first, then priority,
-    /// then number, a beat apart, with jitter for all but the first.
+    /// then number, a beat apart, with jitter for all but the first. A node whose disk is sick comes long after all
+    /// others, but it comes: they may have disks as sick, or hold less.
     pub(super) fn turn(&mut self) -> Millis {
         let mine = self.place(self.hard.node, self.position());
         let gone = self.heard.as_ref().filter(|h| h.dead.is_some()).map(|h| h.id);
@@ -155,7 +158,9 @@ impl Node {
             .count() as Millis;
         let priority = self.me().map_or(0, |m| Millis::try_from(m.priority).unwrap_or(0));
         let jitter = if before == 0 { 0 } else { self.random(self.beat() / 2) };
-        before * self.beat() + jitter + priority
+        let others = self.config.members.iter().any(|(id, m)| m.is_electable() && *id != self.hard.node);
+        let sick = if self.server.sick && others { SICK_PATIENCE * self.timeout() } else { 0 };
+        before * self.beat() + jitter + priority + sick
     }
 
     fn place(

@@ -4,7 +4,7 @@ use crate::config::ClusterConfig;
 use crate::event::EventKind;
 use crate::hardstate::{NodeErrorKind, RewindState, TimelineEntry};
 use crate::history::{Ancestry, ancestry};
-use crate::message::{Heartbeat, HeartbeatAck, Message};
+use crate::message::{Heartbeat, HeartbeatAck, HistoryEntry, Message};
 use crate::step::{Order, Output};
 use crate::{Incarnation, NodeId, Position, Term};
 
@@ -205,6 +205,9 @@ impl Node {
             if ending && from == leader && in_term == term {
                 return Some(Order::AwaitEnd { timeout: self.timeout() });
             }
+            if from == leader && in_term == term && self.is_astray(&heard.beat.history) {
+                return Some(Order::Restart { rewind: None, drain: false });
+            }
             let stalled = self.receiver_stalled();
             self.starved = stalled;
             let stop = from != leader || in_term != term || heard.dead.is_some() || stalled;
@@ -252,14 +255,25 @@ impl Node {
             return None;
         }
         // Where replay has not come as far as the fork, pg_rewind would find nothing to do.
-        if !heard.beat.rewind_ready || self.server.end_on_file <= fork {
+        if !heard.beat.rewind_ready || self.server.end_on_file <= fork || self.pauses() {
             return None;
         }
-        self.hard.rewind = RewindState::Requested;
+        self.hard.rewind = RewindState::Requested(self.hard.term);
         let cause = format!("the WAL ends at {position} but leaves node {leader}'s at {fork}");
         self.note(EventKind::Rewind, &cause, Vec::new());
         self.persist();
         Some(Order::Restart { rewind: Some(leader), drain: false })
+    }
+
+    /// Has recovery turned to a timeline that this leader's WAL has never come by? It had been told of a leader that was
+    /// lost before it wrote anything, and never turns back: only a new start looks for the newest again
+    /// (xlogrecovery.c, `rescanLatestTimeLine`). Meanwhile the receiver has fetched the history of this one.
+    fn is_astray(&self, history: &[HistoryEntry]) -> bool {
+        let Wal::Receiving { moved, .. } = self.wal else { return false };
+        let asked = self.server.asked;
+        let known = history.iter().any(|entry| entry.timeline == asked);
+        let newer = history.first().is_some_and(|oldest| asked > oldest.timeline);
+        newer && !known && !self.server.streaming && self.now >= moved + self.timeout()
     }
 
     /// No WAL and no stream for `no_wal_on_follower`, or an order that failed: worth a new connection.

@@ -2,7 +2,9 @@
 //! an old acknowledgement open the gate, nor an old exemption elect).
 
 use crate::command::CommandError;
+use crate::config::ClusterConfig;
 use crate::event::EventKind;
+use crate::message::NodeState;
 use crate::step::Order;
 use crate::{Millis, NodeId};
 
@@ -92,7 +94,7 @@ impl Node {
     pub(super) fn handover_prepared(&mut self) {
         let now = self.now;
         let Role::Leader(leader) = &mut self.role else { return };
-        let Some(handing) = leader.handing_over else { return };
+        let Some(handing) = leader.handing_over.filter(|h| !h.is_announced()) else { return };
         if !leader.is_open() || leader.ack(handing.target).is_none_or(|a| !a.streaming) {
             self.cancel_handover("the target does not stream any more, or the leader was fenced");
             return;
@@ -126,36 +128,72 @@ impl Node {
     }
 
     /// A leader whose disk is sick hands over to the best of those that stream, while it can: commits would wait for
-    /// that disk.
+    /// that disk, and so would the checkpoint that prepares a hand-over otherwise.
     fn hand_over_if_sick(&mut self) {
         let now = self.now;
         let Role::Leader(leader) = &self.role else { return };
-        let free = leader.handing_over.is_none() && now >= leader.no_handover_before;
-        if !self.server.sick || !free || !leader.is_open() {
+        if self.sick_since.is_none() || now < leader.no_handover_before || !leader.is_open() {
             return;
         }
-        let candidates = self.config.members.iter().filter(|(id, member)| {
-            **id != self.hard.node
-                && member.is_electable()
-                && leader.ack(**id).is_some_and(|ack| ack.streaming)
-        });
-        let position = |id: &NodeId| self.peers.get(id).and_then(|peer| peer.position);
-        let Some(target) =
-            candidates.map(|(id, _)| *id).max_by_key(|id| (position(id), std::cmp::Reverse(*id)))
-        else {
-            return;
+        let streams = |id: &NodeId| leader.ack(*id).is_some_and(|ack| ack.streaming);
+        let target = match leader.handing_over {
+            Some(handing) => Some(handing.target).filter(|id| !handing.is_announced() && streams(id)),
+            None => self.best_of(streams),
         };
-        self.note(EventKind::Demoted, "a disk of the leader takes no writes", Vec::new());
+        let Some(target) = target else { return };
         let Role::Leader(leader) = &mut self.role else { return };
-        // Without the checkpoint that prepares it: that would wait for the disk.
+        let origin = leader.handing_over.and_then(|handing| handing.origin);
         let phase = HandoverPhase::Preparing;
-        leader.handing_over = Some(HandingOver { target, origin: None, phase, since: now });
+        leader.handing_over = Some(HandingOver { target, origin, phase, since: now });
         self.handover_prepared();
+        // Only now: on such a disk the note may be what hangs.
+        self.note(EventKind::Demoted, "a disk of the leader takes no writes", Vec::new());
+    }
+
+    /// Who holds most of the others that may lead and that pass.
+    fn best_of(&self, passes: impl Fn(&NodeId) -> bool) -> Option<NodeId> {
+        let position = |id: &NodeId| self.peers.get(id).and_then(|peer| peer.position);
+        let able = self.config.members.iter().filter(|(_, member)| member.is_electable()).map(|(id, _)| *id);
+        able.filter(|id| *id != self.hard.node && passes(id))
+            .max_by_key(|id| (position(id), std::cmp::Reverse(*id)))
+    }
+
+    /// A leader whose disk stays sick, and that could not hand over, gives up: where nothing reaches the disk its
+    /// walsenders may hang too, so that nobody streams. It goes on where the others cannot elect without it, and where
+    /// it was elected although its disk was sick: then nobody else was any better.
+    fn give_up_if_sick(&mut self) {
+        let Some(since) = self.sick_since else { return };
+        let Role::Leader(leader) = &self.role else { return };
+        let hands_over = leader.handing_over.is_some_and(|handing| handing.is_announced());
+        if self.now < since + self.timeout() || hands_over || !leader.was_well || !self.dispensable() {
+            return;
+        }
+        self.resign("a disk of the leader takes no writes, and no follower took over");
+    }
+
+    /// Could the others elect one of them, and go on, without this leader?
+    fn dispensable(&self) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let (now, timeout) = (self.now, self.timeout());
+        let fit = |id: &NodeId| {
+            let up = |state| {
+                matches!(state, NodeState::Follower | NodeState::FollowerOffered | NodeState::Referee)
+            };
+            leader.ack(*id).is_some_and(|ack| now < ack.heard + timeout)
+                && self.peers.get(id).is_some_and(|peer| up(peer.state))
+        };
+        let me = self.hard.node;
+        let voters = |config: &ClusterConfig| config.voters().filter(|id| *id != me && fit(id)).count();
+        let mut old = leader.change.iter().flat_map(|change| change.old_quorums(&self.config));
+        let elect = |config: &ClusterConfig| voters(config) >= config.nquorum();
+        let live = self.config.members.iter().filter(|(id, m)| **id != me && !m.joining && fit(id)).count();
+        elect(&self.config) && old.all(elect) && live >= self.config.minnodes() && self.best_of(fit).is_some()
     }
 
     pub(super) fn handover_on_time(&mut self) {
         let timeout = self.timeout();
         self.hand_over_if_sick();
+        self.give_up_if_sick();
         let Role::Leader(leader) = &self.role else { return };
         let Some(handing) = leader.handing_over else { return };
         let late = self.now >= handing.since + timeout / 2;

@@ -42,6 +42,8 @@ pub(super) struct Leader {
     pub handing_over: Option<HandingOver>,
     /// Not again by itself before this moment: one was given up.
     pub no_handover_before: Millis,
+    /// Its disk has been well in this term.
+    pub was_well: bool,
     pub change: Option<Change>,
     pub inherited: Inherited,
     cause: Cause,
@@ -119,8 +121,8 @@ impl Leader {
     /// the new one yet.
     pub(super) fn lease(&self, config: &ClusterConfig, me: NodeId, now: Millis) -> Millis {
         let new = self.lease_by(config, me, now);
-        let old = self.change.as_ref().and_then(|change| change.old_quorum(config));
-        old.map_or(new, |old| new.min(self.lease_by(old, me, now)))
+        let old = self.change.iter().flat_map(|change| change.old_quorums(config));
+        old.map(|old| self.lease_by(old, me, now)).fold(new, Millis::min)
     }
 
     /// The nquorum-th latest of the voters' promises, the leader's own included.
@@ -171,6 +173,7 @@ impl Node {
             handover: Handover::default(),
             handing_over: None,
             no_handover_before: 0,
+            was_well: self.sick_since.is_none(),
             change: None,
             inherited: Inherited::default(),
             cause,

@@ -3,6 +3,7 @@
 use crate::command::CommandError;
 use crate::config::{ClusterConfig, Lossless, Settings};
 
+use super::sync::Inherited;
 use super::{Node, Role, invalid};
 
 impl Node {
@@ -18,7 +19,14 @@ impl Node {
         ))
     }
 
-    /// Under `lossless = require` no change may let an acknowledged commit be lost, on the way included.
+    /// Fewer voters must not leave fewer standbys than commits wait for. A cluster that is being made has fewer.
+    pub(super) fn check_standbys_left(&self, new: &ClusterConfig) -> Result<(), CommandError> {
+        if self.config.guards_commits() { check_synchronous(new) } else { Ok(()) }
+    }
+
+    /// Under `lossless = require` no change may let an acknowledged commit be lost, on the way included. What a new
+    /// leader inherited was acknowledged under configurations that only the leader before it knew to be unsettled: until
+    /// enough standbys have that, the quorums stay as they are.
     pub(super) fn check_lossless(&self, new: &ClusterConfig) -> Result<(), CommandError> {
         if new.settings.lossless != Lossless::Require {
             return Ok(());
@@ -31,13 +39,22 @@ impl Node {
                  biha.set_nquorum first, or relax biha.set_lossless.",
             ));
         }
-        let pending = match &self.role {
-            Role::Leader(leader) => leader.change.as_ref().map(|change| &change.old),
+        let leader = match &self.role {
+            Role::Leader(leader) => Some(leader),
             _ => None,
         };
-        let before = [Some(&self.config), pending];
-        let guarded = |old: &&&ClusterConfig| old.settings.lossless == Lossless::Require;
-        if before.iter().flatten().filter(guarded).any(|old| old.may_lose_by(new)) {
+        let quorums = |config: &ClusterConfig| (config.voters().collect::<Vec<_>>(), config.nquorum());
+        let settled = leader.is_none_or(|leader| leader.inherited == Inherited::Safe);
+        if self.config.guards_commits() && !settled && quorums(new) != quorums(&self.config) {
+            return Err(invalid(
+                "not enough standbys have yet what this leader inherited, which a quorum after this change could lack",
+                "Wait until the leader takes writes. If it lacks standbys for good, lower biha.set_sync_standbys first.",
+            ));
+        }
+        let unsettled =
+            leader.and_then(|leader| leader.change.as_ref()).map_or(&[][..], |change| &change.old);
+        let guarded = |old: &&ClusterConfig| old.settings.lossless == Lossless::Require;
+        if unsettled.iter().chain([&self.config]).filter(guarded).any(|old| old.may_lose_by(new)) {
             return Err(invalid(
                 "a quorum after this change could lack a commit that was acknowledged before it",
                 "Raise biha.set_sync_standbys by one first, and lower it again afterwards.",
@@ -71,13 +88,14 @@ pub(super) fn check_times(settings: &Settings) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// More synchronous standbys than there are would let every commit wait for ever.
+/// More synchronous standbys than there are: PostgreSQL would let every commit wait for ever, and biha guard none.
 pub(super) fn check_synchronous(config: &ClusterConfig) -> Result<(), CommandError> {
     let standbys = config.members.values().filter(|m| m.is_wal_voter()).count().saturating_sub(1);
     if config.settings.sync_standbys as usize > standbys {
         return Err(invalid(
             format!("sync_standbys {} does not fit {standbys} standbys", config.settings.sync_standbys),
-            "Every commit would wait for a node that does not exist. Add nodes first.",
+            "Every commit would wait for a node that does not exist. Add nodes first, or lower it with \
+             biha.set_sync_standbys.",
         ));
     }
     Ok(())

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use crate::command::{CommandError, CommandResult, RequestId};
 use crate::config::{ClusterConfig, Mode};
 use crate::event::{Event, EventKind, Step};
-use crate::hardstate::{HardState, NodeError, NodeErrorKind};
+use crate::hardstate::{HardState, Hindrance, NodeError, NodeErrorKind};
 use crate::message::{Goodbye, Heartbeat, Message};
 use crate::step::{Input, Order, OrderId, Output, ServerStatus};
 use crate::{Incarnation, Millis, NodeId, Position, Term, Timeline};
@@ -63,6 +63,8 @@ pub struct Node {
     options: Options,
     role: Role,
     server: ServerStatus,
+    /// Since when the server's disk is sick.
+    sick_since: Option<Millis>,
     wal: Wal,
     /// The leader of the current term, once heard.
     heard: Option<Heard>,
@@ -166,7 +168,7 @@ impl Node {
         hard: HardState,
         config: ClusterConfig,
         options: Options,
-        rewound: Option<Result<(), String>>,
+        rewound: Option<Result<(), Hindrance>>,
     ) -> (Node, Vec<Output>) {
         let silent_until = if hard.longest_promise > 0 { now + hard.longest_promise } else { now };
         let timeline = hard.timelines.keys().next_back().copied().unwrap_or(0);
@@ -179,6 +181,7 @@ impl Node {
             options,
             role: Role::Follower(Follower::default()),
             server: ServerStatus::default(),
+            sick_since: None,
             wal: Wal::Unknown,
             heard: None,
             sticky: None,
@@ -208,8 +211,8 @@ impl Node {
         let failed = node.take_rewind_result(rewound);
         node.persist();
         node.note(EventKind::Started, "the controller started", Vec::new());
-        if let Some(text) = failed {
-            node.note(EventKind::NodeError, &text, Vec::new());
+        if let Some((kind, text)) = failed {
+            node.note(kind, &text, Vec::new());
         }
         node.stand_if_leaderless();
         let outputs = std::mem::take(&mut node.outputs);
@@ -275,7 +278,8 @@ impl Node {
             Role::Candidate(_) => self.candidate_on_time(),
             Role::Leader(_) => self.leader_on_time(),
         }
-        if self.now >= self.write_by {
+        // Not after the last word: it goes out first, also where the disk hangs.
+        if self.now >= self.write_by && !self.stopping {
             self.persist();
         }
         self.requests_on_time();
@@ -295,8 +299,12 @@ impl Node {
 
     fn on_server(&mut self, status: ServerStatus) {
         let begins = status.streaming && !self.server.streaming;
+        let turned = status.sick != self.server.sick;
         self.server = status;
         let now = self.now;
+        if turned {
+            self.disk_turned(status.sick);
+        }
         if status.production && !matches!(self.role, Role::Leader(_)) {
             self.own_up_to_timeline();
         }
@@ -309,6 +317,17 @@ impl Node {
         if begins {
             // The leader should not have to wait for the next heartbeat to know.
             self.acknowledge_again();
+        }
+    }
+
+    /// Its disk has become sick, or well again.
+    fn disk_turned(&mut self, sick: bool) {
+        self.sick_since = sick.then_some(self.now);
+        match &mut self.role {
+            Role::Leader(leader) => leader.was_well |= !sick,
+            // Its turn to stand comes later now, or is as any other's.
+            Role::Follower(follower) if follower.stand.is_some() => self.stand_if_leaderless(),
+            Role::Follower(_) | Role::Candidate(_) => {}
         }
     }
 

@@ -2,19 +2,28 @@
 
 use crate::command::{CommandError, CommandResult};
 use crate::event::EventKind;
-use crate::hardstate::{NodeError, NodeErrorKind, RewindState};
+use crate::hardstate::{Hindrance, NodeError, NodeErrorKind, RewindState};
 use crate::step::Order;
 use crate::{NodeId, Position, Term};
 
 use super::{Node, invalid};
 
+/// From the start of the controller to another attempt at what was put off, in ms: each is a restart of the server.
+const PAUSE: u64 = 10_000;
+
 impl Node {
     /// Takes note of what the restart before this start was for. Returns what there is to say of it.
-    pub(super) fn take_rewind_result(&mut self, result: Option<Result<(), String>>) -> Option<String> {
+    pub(super) fn take_rewind_result(
+        &mut self,
+        result: Option<Result<(), Hindrance>>,
+    ) -> Option<(EventKind, String)> {
         let recloned = self.hard.rewind == RewindState::Recloning;
         match (self.hard.rewind, result) {
             (_, Some(Ok(()))) => {
-                let term = self.hard.term;
+                let term = match self.hard.rewind {
+                    RewindState::Requested(term) => term,
+                    _ => self.hard.term,
+                };
                 self.hard.rewind =
                     if recloned { RewindState::Recloned(term) } else { RewindState::Done(term) };
                 self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
@@ -25,21 +34,32 @@ impl Node {
                 self.hard.timelines.retain(|_, entry| entry.leader != me);
                 None
             }
-            (RewindState::Recloning, Some(Err(text))) => Some(self.reclone_failed(&text)),
-            (_, Some(Err(text))) => {
+            (RewindState::Recloning, Some(Err(why))) => {
+                Some((EventKind::NodeError, self.reclone_failed(&why)))
+            }
+            (_, Some(Err(Hindrance { text, passing: true }))) => {
+                self.hard.rewind = RewindState::PutOff(self.hard.term);
+                Some((EventKind::Rewind, format!("the rewind was hindered, and is tried again: {text}")))
+            }
+            (_, Some(Err(Hindrance { text, passing: false }))) => {
                 self.hard.rewind = RewindState::None;
                 let said = format!("the rewind failed: {text}");
                 self.hard.error =
                     Some(NodeError { kind: NodeErrorKind::RewindFailed, text, position: None, leader: None });
-                Some(said)
+                Some((EventKind::NodeError, said))
             }
             // The restart came without it (an operator's stop won, or it was killed): it will be asked for again.
-            (RewindState::Requested | RewindState::Recloning, None) => {
+            (RewindState::Requested(_) | RewindState::Recloning, None) => {
                 self.hard.rewind = RewindState::None;
                 None
             }
-            (RewindState::None | RewindState::Done(_) | RewindState::Recloned(_), None) => None,
+            (_, None) => None,
         }
+    }
+
+    /// Is it too early for another attempt at what was hindered? The next leader may be reached where this one was not.
+    pub(super) fn pauses(&self) -> bool {
+        self.hard.rewind == RewindState::PutOff(self.hard.term) && self.now < self.started + PAUSE
     }
 
     /// As `biha.autoreclone`, once, and also where that would not.
@@ -65,7 +85,7 @@ impl Node {
     /// A new copy of the leader, where nothing less brings this node back: once a term, or as the operator says.
     pub(super) fn reclone_order(&mut self, leader: NodeId, end: Position) -> Option<Order> {
         let error = self.hard.error.as_ref()?;
-        let tried = self.hard.rewind == RewindState::Recloned(self.hard.term);
+        let tried = self.hard.rewind == RewindState::Recloned(self.hard.term) || self.pauses();
         let by_itself = self.options.autoreclone && !tried && error.kind.is_healed_by_reclone();
         if !by_itself && self.hard.rewind != RewindState::Recloning {
             return None;
@@ -77,10 +97,11 @@ impl Node {
         Some(Order::Reclone { leader, end })
     }
 
-    /// Not to be tried again in this term.
-    pub(super) fn reclone_failed(&mut self, text: &str) -> String {
-        let text = format!("the re-clone failed: {text}");
-        self.hard.rewind = RewindState::Recloned(self.hard.term);
+    /// Not to be tried again in this term, unless what hindered it may pass.
+    pub(super) fn reclone_failed(&mut self, why: &Hindrance) -> String {
+        let text = format!("the re-clone failed: {}", why.text);
+        let term = self.hard.term;
+        self.hard.rewind = if why.passing { RewindState::PutOff(term) } else { RewindState::Recloned(term) };
         let (position, leader) = self.hard.error.as_ref().map_or((None, None), |e| (e.position, e.leader));
         let kind = NodeErrorKind::RecloneFailed;
         self.hard.error = Some(NodeError { kind, text: text.clone(), position, leader });

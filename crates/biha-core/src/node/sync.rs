@@ -4,7 +4,7 @@
 //! Reads (elections) and writes (acknowledged commits) must overlap: k + 1 + nquorum > voters, at every moment and
 //! from each configuration to the next.
 
-use crate::{Lsn, Millis, NodeId};
+use crate::{ClusterConfig, Lsn, Millis, NodeId};
 
 use super::{Node, Role};
 
@@ -72,8 +72,8 @@ impl Node {
             Role::Leader(leader) => leader.change.as_ref(),
             _ => None,
         };
-        let old = change.map(|change| &change.old).filter(|old| old.guards_commits());
-        let before = |id: &NodeId| old.is_none_or(|old| old.wal_voters().any(|voter| voter == *id));
+        let old = || change.iter().flat_map(|change| &change.old).filter(|old| old.guards_commits());
+        let before = |id: &NodeId| old().all(|old| old.wal_voters().any(|voter| voter == *id));
         self.config.wal_voters().filter(before).collect()
     }
 
@@ -94,8 +94,8 @@ impl Node {
         let (members, settings) = (&self.config.members, &self.config.settings);
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(change) = &mut leader.change else { return false };
-        let republished = change.old.members == *members && change.old.settings == *settings;
-        if !guarded || republished {
+        let same = |old: &ClusterConfig| old.members == *members && old.settings == *settings;
+        if !guarded || change.old.iter().all(same) {
             return true;
         }
         if change.barrier == Barrier::InForce

@@ -90,7 +90,7 @@ impl Node {
         };
         // A rewound node is whole again only once recovery has become consistent.
         let whole = self.server.consistent || !self.has_wal();
-        let unfinished = matches!(self.hard.rewind, RewindState::Requested | RewindState::Recloning);
+        let unfinished = matches!(self.hard.rewind, RewindState::Requested(_) | RewindState::Recloning);
         known && whole && !unfinished && self.hard.error.is_none()
     }
 

@@ -83,9 +83,11 @@ impl Run {
         let Some((fault, _)) = fault.copied() else { return Ok(()) };
         let (a, b) = (self.some_victim(), self.some_node());
         say!(self.cluster, a, "FAULT {fault:?} (n{b})");
-        self.last_fault = fault;
+        let before = std::mem::replace(&mut self.last_fault, fault);
         if self.inflict(fault, a, b)? {
             self.figures.count(fault);
+        } else {
+            self.last_fault = before;
         }
         Ok(())
     }

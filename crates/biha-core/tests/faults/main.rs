@@ -71,19 +71,19 @@ fn number(name: &str) -> Option<u64> {
 
 /// One seed, twice: what was seen, if all is well and both runs are the same.
 fn one(seed: u64) -> Result<Figures, String> {
+    let replay = format!("SEED={seed} cargo test -p biha-core --test faults safety -- --nocapture");
     let once = || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let mut run = Run::new(seed, &Plan::default());
             run.all().map(|()| (run.fingerprint(), run.figures))
         }));
-        let replay = format!("SEED={seed} cargo test -p biha-core --test faults safety -- --nocapture");
         outcome
             .unwrap_or_else(|_| Err("panic".to_owned()))
             .map_err(|text| format!("seed {seed}: {text}\nreplay: {replay}"))
     };
     let (first, second) = (once()?, once()?);
     if first.0 != second.0 {
-        return Err(format!("seed {seed}: two runs of it differ"));
+        return Err(format!("seed {seed}: two runs of it differ\nreplay: {replay}"));
     }
     Ok(first.1)
 }

@@ -91,13 +91,12 @@ impl Run {
             && there.iter().filter(|(_, m)| m.is_wal_voter()).count() > config.settings.sync_standbys as usize
     }
 
-    /// The operator boots what a lost race left down, and resets the errors that faults may cause.
+    /// The operator boots what a lost race left down, and has nothing else to do.
     fn mend(&mut self) {
         self.boot_all();
         for id in self.cluster.ids() {
             let Some(error) = self.cluster.host(id).disk.hard.error.clone() else { continue };
             match error.kind {
-                NodeErrorKind::RewindFailed => self.user(id, Command::ResetNodeError),
                 NodeErrorKind::TimelineConflict if self.by_hand => {}
                 NodeErrorKind::Removed => {}
                 _ => self.cluster.checks.violation(Rule::Node, format!("n{id}: {}", error.text)),

@@ -200,7 +200,7 @@ impl<'a> Turn<'a> {
         self.poke(id);
     }
 
-    pub fn start_controller(&mut self, id: NodeId, rewound: Option<Result<(), String>>) {
+    pub fn start_controller(&mut self, id: NodeId, rewound: Option<Result<(), Hindrance>>) {
         let local = self.local(id);
         let options = self.model.options;
         let hard = self.remembered(id);

@@ -165,9 +165,9 @@ impl Turn<'_> {
         self.end_walsenders(id);
     }
 
-    pub(super) fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), String> {
+    pub(super) fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), Hindrance> {
         if self.mode(source) != Mode::Production || !self.reaches(id, source) {
-            return Err("could not connect to the source".to_owned());
+            return Err(Hindrance { text: "could not connect to the source".to_owned(), passing: true });
         }
         let log = self.state.host(source).server.log.clone();
         self.state.host_mut(id).server.log.rewind(&log);

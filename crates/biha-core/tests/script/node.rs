@@ -38,14 +38,18 @@ impl Scene {
         hard.incarnation = Incarnation(args.key_or("incarnation", 0)?);
         hard.rewind = match args.text("rewind").as_deref() {
             None => RewindState::None,
-            Some("requested") => RewindState::Requested,
+            Some("requested") => RewindState::Requested(hard.term),
             Some("recloning") => RewindState::Recloning,
+            Some("put_off") => RewindState::PutOff(hard.term),
             Some(term) => RewindState::Done(Term(super::args::parse(term)?)),
         };
         let rewound = match args.text("rewound").as_deref() {
             None => None,
             Some("done") => Some(Ok(())),
-            Some(error) => Some(Err(error.to_owned())),
+            // As libpq says it (fe-connect.c).
+            Some(error) => {
+                Some(Err(Hindrance { text: error.to_owned(), passing: error.contains("connect") }))
+            }
         };
         args.end()?;
         let before = hard.clone();
@@ -278,6 +282,7 @@ fn server(args: &mut Args) -> Parsed<Input> {
         oldest_wal: Lsn(args.key_or("oldest", 0)?),
         synced: Lsn(args.key_or("synced", 0)?),
         end_on_file: Lsn(args.key_or("on_file", end)?),
+        asked: args.key_or("asked", 0)?,
         hint,
     }))
 }

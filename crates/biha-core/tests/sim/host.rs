@@ -165,11 +165,11 @@ impl Cluster {
         self.reconnect(id);
     }
 
-    fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), String> {
+    fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), Hindrance> {
         let from = self.host(source);
         let ready = from.power && !from.frozen && from.server.mode == ServerMode::Production;
         if !ready || !self.net.open(id, source) {
-            return Err("could not connect to the source".to_owned());
+            return Err(Hindrance { text: "could not connect to the source".to_owned(), passing: true });
         }
         let (log, checkpointed) = (from.server.log.clone(), from.server.checkpointed);
         if !checkpointed {

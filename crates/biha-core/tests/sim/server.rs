@@ -63,6 +63,7 @@ impl Server {
             oldest_wal: Lsn(0),
             synced: Lsn(0),
             end_on_file: self.log.end().lsn,
+            asked: 0,
             hint: up.then(|| self.log.end()),
         }
     }

@@ -171,7 +171,7 @@ impl Numbers {
                 position: self.maybe(position),
                 leader: self.maybe(NodeId(1)),
             }),
-            rewind: RewindState::Requested,
+            rewind: RewindState::Requested(Term(7)),
             promotion: Some(PromotionIntent { timeline: 7, first_placeholder: 3 }),
             met: BTreeMap::from([(NodeId(3), self.met())]),
             ..HardState::new(ClusterId(self.n()), self.n(), NodeId(self.small()))

@@ -21,7 +21,7 @@ use crate::common::{
     A_MINUTE, TEN_SECONDS, expect_stays_down, keeps_little_wal, left_behind, left_behind_lines, step_until,
     wait_process,
 };
-use crate::rewind_interrupted::{CHANGES, begin_rewind, kept};
+use crate::rewind_interrupted::{CHANGES, begin_rewind, diverge_without_wal, kept};
 
 /// A setting that `biha.autoreclone` is on or off.
 fn builder(autoreclone: &str) -> Builder {
@@ -282,12 +282,12 @@ fn a_node_with_tablespaces_is_left_as_it_is() {
 /// How a rewind is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cut {
-    /// pg_rewind is killed before it has changed anything.
-    Unchanged,
     /// pg_rewind is killed while tables are being copied.
     Program,
     /// The postmaster is killed then.
     Postmaster,
+    /// The same, and the only other node is a leader that takes no writes without this one.
+    Alone,
     /// An operator stops the server at once then.
     Stop,
 }
@@ -301,13 +301,21 @@ fn rewind_cut_short(name: &str, cut: Cut) {
         let changes = || fs::read_to_string(&log).unwrap_or_default().contains(CHANGES);
         // The data is there while it is rewound; a copied configuration says that tables are.
         let configured = || fs::metadata(kept(old).join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
-        step_until(rewind, &format!("{cut:?}"), || match cut {
-            Cut::Unchanged => !changes(),
-            _ => changes() && configured(),
-        })?;
+        step_until(rewind, "tables are copied", || changes() && configured())?;
         let mark = old.log_mark();
         match cut {
-            Cut::Unchanged | Cut::Program => signal(rewind, Signal::KILL)?,
+            Cut::Program => signal(rewind, Signal::KILL)?,
+            Cut::Alone => {
+                let leader = cluster.leader()?;
+                let third = cluster.others(leader.id).into_iter().find(|node| node.id != old.id);
+                let third = third.context("there is no third node")?;
+                third.stop(StopMode::Fast)?;
+                old.kill_postmaster()?;
+                old.wait_gone(TEN_SECONDS)?;
+                leader.wait_state(&["LEADER_RO"], TEN_SECONDS)?;
+                old.start()?;
+                third.start()?;
+            }
             Cut::Postmaster => {
                 old.kill_postmaster()?;
                 old.wait_gone(TEN_SECONDS)?;
@@ -326,9 +334,10 @@ fn rewind_cut_short(name: &str, cut: Cut) {
             }
         }
         let says = match cut {
-            Cut::Unchanged => "NODE_ERROR: the rewind failed: pg_rewind ended with signal: 9",
             Cut::Program => "the rewind of this node broke off: pg_rewind ended with signal: 9",
-            Cut::Postmaster | Cut::Stop => "a rewind of this node was cut short: copying the leader instead",
+            Cut::Postmaster | Cut::Alone | Cut::Stop => {
+                "a rewind of this node was cut short: copying the leader instead"
+            }
         };
         old.wait_log(mark, says, A_MINUTE)?;
         old.wait_log(mark, "the data directory was replaced by a copy of the leader's", A_MINUTE)?;
@@ -346,9 +355,22 @@ fn rewind_cut_short(name: &str, cut: Cut) {
     });
 }
 
+/// pg_rewind finds that it cannot work.
 #[test]
 fn a_rewind_that_fails_becomes_a_copy() {
-    rewind_cut_short("a_rewind_that_fails_becomes_a_copy", Cut::Unchanged);
+    let builder = Cluster::builder().setting("biha.autoreclone", "on");
+    let mut lines = lines();
+    lines.push(expect("WARNING:  could not keep the WAL that only this node has", "it is not there"));
+    run("a_rewind_that_fails_becomes_a_copy", builder, &lines, |cluster, _| {
+        let (old, oracle) = diverge_without_wal(cluster)?;
+        let mark = old.log_mark();
+        old.start_unawaited()?;
+        old.wait_log(mark, "NODE_ERROR: the rewind failed: error: could not open file", A_MINUTE)?;
+        expect_healed(cluster, old)?;
+        oracle.stop()?;
+        ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it has its own rows");
+        Ok(())
+    });
 }
 
 #[test]
@@ -359,6 +381,11 @@ fn a_rewind_that_breaks_off_becomes_a_copy() {
 #[test]
 fn a_rewind_whose_postmaster_is_killed_becomes_a_copy() {
     rewind_cut_short("a_rewind_whose_postmaster_is_killed_becomes_a_copy", Cut::Postmaster);
+}
+
+#[test]
+fn a_rewind_whose_leader_needs_this_node_becomes_a_copy() {
+    rewind_cut_short("a_rewind_whose_leader_needs_this_node_becomes_a_copy", Cut::Alone);
 }
 
 #[test]

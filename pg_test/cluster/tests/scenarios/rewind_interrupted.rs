@@ -1,6 +1,6 @@
 //! A rewind that is killed, or whose postmaster is killed, once it has begun to change files: PostgreSQL never starts
-//! on what is left, the cluster goes on, and the node comes back as the manual says. Killed before that, it has
-//! changed nothing.
+//! on what is left, the cluster goes on, and the node comes back as the manual says. Hindered before that, it has
+//! changed nothing, and is tried again.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::query;
 use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::node::Node;
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
@@ -23,6 +24,8 @@ use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, st
 const ROWS: u32 = 200_000;
 /// pg_rewind says this right before its first change.
 pub const CHANGES: &str = "need to copy";
+/// Where WAL is put out of the way, beside the data directories.
+const AWAY: &str = "away";
 /// Mode of a data directory that must not be started.
 const CLOSED: u32 = 0o701;
 
@@ -65,8 +68,8 @@ fn execute(node: &Node, sql: &str) -> Result<()> {
     query(&node.address, "postgres", sql, A_MINUTE).map(drop)
 }
 
-/// A cluster whose old leader is being rewound: gives it, pg_rewind's process and the load on the others.
-pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
+/// A leader with WAL of its own, and the load on the cluster.
+fn diverge(cluster: &Cluster) -> Result<(&Node, Oracle)> {
     let old = cluster.leader()?;
     let table = "CREATE TABLE common AS SELECT n, repeat('x', 200) AS text";
     execute(old, &format!("{table} FROM generate_series(1, {ROWS}) n"))?;
@@ -74,11 +77,37 @@ pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
     let oracle = Oracle::start(cluster, Load::default())?;
     old.freeze_walsenders()?;
     execute(old, "UPDATE common SET n = -n")?;
+    Ok((old, oracle))
+}
+
+/// A cluster whose old leader is being rewound: gives it, pg_rewind's process and the load on the others.
+pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
+    let (old, oracle) = diverge(cluster)?;
     old.kill_all()?;
     cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
     old.start_unawaited()?;
     let rewind = wait_process(old, "--no-sync --progress", A_MINUTE)?.pid;
     Ok((old, rewind, oracle))
+}
+
+/// A cluster whose old leader, which is down, lacks the WAL that a rewind needs, and the load on the others.
+pub fn diverge_without_wal(cluster: &Cluster) -> Result<(&Node, Oracle)> {
+    let (old, oracle) = diverge(cluster)?;
+    // Recovery begins after all that only it has; what is older goes.
+    execute(old, "CHECKPOINT")?;
+    let first = old.value("SELECT redo_wal_file FROM pg_control_checkpoint()")?;
+    old.kill_all()?;
+    let (wal, away) = (old.data.join("pg_wal"), cluster.directory.join(AWAY));
+    fs::create_dir(&away)?;
+    let is_older = |name: &str| name.len() == first.len() && name < first.as_str();
+    for entry in fs::read_dir(&wal)? {
+        let name = entry?.file_name();
+        if name.to_str().is_some_and(is_older) {
+            fs::rename(wal.join(&name), away.join(&name))?;
+        }
+    }
+    cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
+    Ok((old, oracle))
 }
 
 /// [`begin_rewind`], pg_rewind stopped (SIGSTOP) at the moment.
@@ -127,6 +156,17 @@ fn judge_others(cluster: &Cluster, oracle: Oracle, figures: &mut Figures) -> Res
     verdict.expect_one_leader()
 }
 
+/// It is in no error meanwhile, and was rewound in the end.
+fn expect_tried_again(cluster: &Cluster, old: &Node, mark: u64) -> Result<()> {
+    old.wait_log(mark, "REWIND: the rewind was hindered, and is tried again: ", A_MINUTE)?;
+    cluster.wait_healthy(A_MINUTE)?;
+    let errors = "SELECT count(*) FROM biha.history() WHERE event = 'NODE_ERROR'";
+    ensure!(old.biha_value(errors)? == "0", "it was in NODE_ERROR");
+    ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it was not rewound");
+    ensure!(!kept(old).exists(), "{} is left", kept(old).display());
+    Ok(())
+}
+
 #[test]
 fn pg_rewind_killed_before_it_changed_anything() {
     let name = "pg_rewind_killed_before_it_changed_anything";
@@ -134,14 +174,48 @@ fn pg_rewind_killed_before_it_changed_anything() {
         let (old, rewind, oracle) = rewind_until(cluster, Moment::Unchanged)?;
         let mark = old.log_mark();
         signal(rewind, Signal::KILL)?;
-        // It comes up again, and says why it does not follow.
+        expect_tried_again(cluster, old, mark)?;
+        judge_others(cluster, oracle, figures)
+    });
+}
+
+/// The one node that is left besides the one that is rewound needs its vote.
+#[test]
+fn the_source_of_a_rewind_is_killed() {
+    let name = "the_source_of_a_rewind_is_killed";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let (old, rewind, oracle) = rewind_until(cluster, Moment::Unchanged)?;
+        let mark = old.log_mark();
+        let source = cluster.leader()?;
+        source.kill_all()?;
+        signal(rewind, Signal::CONT)?;
+        old.wait_log(mark, "REWIND: the rewind was hindered, and is tried again: ", A_MINUTE)?;
+        cluster.wait_leader_other_than(source.id, A_MINUTE)?;
+        source.start()?;
+        expect_tried_again(cluster, old, mark)?;
+        judge_others(cluster, oracle, figures)
+    });
+}
+
+/// What only the operator can mend is an error until it is mended.
+#[test]
+fn a_rewind_that_cannot_work_is_an_error() {
+    let name = "a_rewind_that_cannot_work_is_an_error";
+    let mut lines = failover_lines();
+    lines.push(expect("WARNING:  could not keep the WAL that only this node has", "it is not there"));
+    run(name, Cluster::builder(), &lines, |cluster, figures| {
+        let (old, oracle) = diverge_without_wal(cluster)?;
+        old.start()?;
         old.wait_state(&["NODE_ERROR"], A_MINUTE)?;
-        old.wait_log(mark, "NODE_ERROR: the rewind failed: pg_rewind ended with signal: 9", TEN_SECONDS)?;
         ensure!(mode(old)? == 0o700, "its mode is {:o}", mode(old)?);
-        let error = old.biha_value("SELECT type FROM biha.error_details()")?;
-        ensure!(error == "REWIND_FAILED", "the error is {error}");
+        let error = old.biha_value("SELECT type || ': ' || message FROM biha.error_details()")?;
+        ensure!(error.starts_with("REWIND_FAILED: error: could not open file"), "the error is {error}");
         ensure!(old.value("SELECT count(*) > 0 FROM common WHERE n < 0")? == "t", "its own WAL is gone");
         ensure!(!kept(old).exists(), "{} is left", kept(old).display());
+        for entry in fs::read_dir(cluster.directory.join(AWAY))? {
+            let entry = entry?;
+            fs::rename(entry.path(), old.data.join("pg_wal").join(entry.file_name()))?;
+        }
         old.biha("SELECT biha.reset_node_error()")?;
         cluster.wait_healthy(A_MINUTE)?;
         ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it was not rewound");

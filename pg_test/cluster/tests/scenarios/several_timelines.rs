@@ -1,15 +1,19 @@
-//! A follower that comes back after several changes of leader streams one timeline after the other without PostgreSQL's
-//! pause at the end of each.
+//! Followers and timelines that came and went: one that comes back after several changes of leader streams one timeline
+//! after the other without PostgreSQL's pause at the end of each, and one that had turned to a timeline in vain turns back.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::node::StopMode;
+use biha_cluster_tests::process::signal;
 use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::wait_until;
+use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, wait_process};
 
 /// How many timelines begin while the follower is down.
 const TIMELINES: u32 = 4;
@@ -17,6 +21,8 @@ const TIMELINES: u32 = 4;
 /// pause of that length is more than the limit.
 const RETRY: &str = "wal_retrieve_retry_interval=60s";
 const LIMIT: Duration = Duration::from_secs(20);
+/// What the receiver says of a timeline that the leader has not got.
+const ASTRAY: &str = "of the primary is behind recovery timeline";
 
 #[test]
 fn follower_comes_up_through_several_timelines() {
@@ -66,5 +72,34 @@ fn follower_comes_up_through_several_timelines() {
         let rows = late.value("SELECT count(*) FROM t")?;
         ensure!(rows == (TIMELINES + 1).to_string(), "the follower has {rows} rows");
         Ok(())
+    });
+}
+
+/// A follower is told of a timeline that begins where its WAL ends, and that its leader has never come by: as of a leader
+/// that was lost before it wrote anything.
+#[test]
+fn a_follower_that_was_led_astray_follows_again() {
+    let name = "a_follower_that_was_led_astray_follows_again";
+    let mut lines = failover_lines();
+    lines.push(expect(ASTRAY, "what the test makes it ask for"));
+    run(name, Cluster::builder(), &lines, |cluster, figures| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        let follower = cluster.others(leader.id)[0];
+        let (timeline, end) = (leader.timeline()?, follower.value("SELECT pg_last_wal_replay_lsn()")?);
+        let history = |number: u32| follower.data.join(format!("pg_wal/{number:08X}.history"));
+        let (former, nobodys) = (history(timeline), history(timeline + 1));
+        let text = format!("{}{timeline}\t{end}\tnobody's\n", fs::read_to_string(former)?);
+        fs::write(&nobodys, text)?;
+        let mark = follower.log_mark();
+        signal(wait_process(follower, "walreceiver", TEN_SECONDS)?.pid, Signal::TERM)?;
+        follower.wait_log(mark, ASTRAY, TEN_SECONDS)?;
+        fs::remove_file(&nobodys)?;
+        let started = Instant::now();
+        cluster.wait_healthy(A_MINUTE)?;
+        figures.time("streams after", started.elapsed());
+        leader.query("INSERT INTO t VALUES (1)")?;
+        cluster.wait_caught_up(TEN_SECONDS)
     });
 }

@@ -4,10 +4,12 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
+use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
@@ -60,6 +62,12 @@ fn expected() -> Vec<Expected> {
         expect("WARNING:  could not", "the sick disk"),
         expect("ERROR:  could not", "the sick disk"),
         expect("was terminated by signal 6", "a PANIC"),
+        expect(
+            "WARNING:  canceling the wait for synchronous replication",
+            "what the deposed leader had begun",
+        ),
+        expect("ERROR:  replication slot*is active for PID", "a walsender hangs"),
+        expect("FATAL:  terminating walreceiver due to timeout", "a walsender hangs"),
     ]);
     lines
 }
@@ -119,5 +127,88 @@ fn sick_leader_hanging() {
         let verdict = judge(cluster, &record)?;
         figures.note("lost", verdict.lost.len());
         expect_little_lost(&verdict)
+    });
+}
+
+/// How long a disk hangs: the watchdog's second, and more than three election timeouts.
+const HANGS: Duration = Duration::from_secs(8);
+
+/// The disk of the leader hangs, so that whoever writes to it cannot even be killed, and what else is done to it: the
+/// leader gives up by itself, and another one takes writes long before the disk thaws.
+fn hanging_disk(name: &str, builder: Builder, also: impl FnOnce(&Node) -> Result<Vec<i32>> + Send) {
+    if !Disk::possible() {
+        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+        return;
+    }
+    run(name, builder.disks(true).sync_standbys(1), &expected(), |cluster, figures| {
+        let old = cluster.leader()?;
+        let others = cluster.others(old.id);
+        let marks: Vec<u64> = others.iter().map(|node| node.log_mark()).collect();
+        let oracle = Oracle::start(cluster, Load::default())?;
+        // Longer than an election timeout: what the nodes have told of themselves is in the state file by then.
+        oracle.wait_acks(600, A_MINUTE)?;
+        let fault = Instant::now();
+        cluster.disk(old.id)?.hang()?;
+        let frozen = also(old)?;
+        let new = cluster.wait_leader_other_than(old.id, HANGS)?;
+        figures.time("another leads after", fault.elapsed());
+        oracle.wait_acks(100, TEN_SECONDS)?;
+        ensure!(fault.elapsed() < HANGS, "the first writes came after {:?} only", fault.elapsed());
+        sleep(HANGS.saturating_sub(fault.elapsed()));
+        for (node, mark) in others.iter().zip(marks) {
+            let gone = format!("LEADER_LOST: node {} is gone: ", old.id);
+            ensure!(
+                node.log_since(mark)?.contains(&gone),
+                "node {} was not told by the sick leader",
+                node.id
+            );
+        }
+        cluster.disk(old.id)?.thaw();
+        // Those that have ended meanwhile need no signal.
+        frozen.iter().for_each(|pid| drop(process::signal(*pid, Signal::CONT)));
+        let thawed = Instant::now();
+        ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the mended node leads again");
+        figures.time("healthy after the thaw", thawed.elapsed());
+        let record = oracle.stop()?;
+        figures.time("outage", record.outage(fault));
+        judge(cluster, &record)?.expect_nothing_lost()
+    });
+}
+
+#[test]
+fn sick_leader_hanging_disk() {
+    hanging_disk("sick_leader_hanging_disk", builder(), |_| Ok(Vec::new()));
+}
+
+/// What sends WAL hangs with the disk, so that no follower streams, and only one that tries to counts as if it did.
+#[test]
+fn sick_leader_hanging_disk_and_walsenders() {
+    let name = "sick_leader_hanging_disk_and_walsenders";
+    hanging_disk(name, builder().setting("wal_receiver_timeout", "500ms"), Node::freeze_walsenders);
+}
+
+#[test]
+fn sick_leader_read_only_disk() {
+    let name = "sick_leader_read_only_disk";
+    if !Disk::possible() {
+        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+        return;
+    }
+    run(name, builder().disks(true).sync_standbys(1), &expected(), |cluster, figures| {
+        let old = cluster.leader()?;
+        let oracle = Oracle::start(cluster, Load::default())?;
+        oracle.wait_acks(100, TEN_SECONDS)?;
+        let fault = Instant::now();
+        cluster.disk(old.id)?.refuse_writes()?;
+        let new = cluster.wait_leader_other_than(old.id, A_MINUTE)?;
+        figures.time("another leads after", fault.elapsed());
+        oracle.wait_acks(100, TEN_SECONDS)?;
+        old.quit();
+        cluster.disk(old.id)?.mend()?;
+        old.start()?;
+        ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the mended node leads again");
+        let record = oracle.stop()?;
+        figures.time("outage", record.outage(fault));
+        judge(cluster, &record)?.expect_nothing_lost()
     });
 }

@@ -10,6 +10,7 @@ use std::process::{Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::Address;
 use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::run::{both_streams, run as run_program};
 use biha_cluster_tests::scenario::run;
@@ -207,6 +208,28 @@ fn a_copy_with_a_recovery_target_does_not_stream() {
         ensure!(!log.contains("started streaming"), "it has streamed");
         drop(copy);
         node.start()?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A former leader would start as a server of its own, without a gate.
+#[test]
+fn a_member_without_its_configuration_does_not_start() {
+    let name = "a_member_without_its_configuration_does_not_start";
+    let mut lines = failover_lines();
+    lines.push(expect("FATAL:  file \"pg_biha/biha.conf\" is missing", "what the test took away"));
+    run(name, Cluster::builder(), &lines, |cluster, _| {
+        let old = cluster.leader()?;
+        old.stop(StopMode::Fast)?;
+        fs::remove_file(old.data.join("standby.signal")).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        let (file, away) = (old.data.join("pg_biha/biha.conf"), old.data.join("pg_biha/away"));
+        fs::rename(&file, &away)?;
+        ensure!(old.start().is_err(), "it was started");
+        fs::rename(&away, &file)?;
+        old.start()?;
         cluster.wait_healthy(A_MINUTE).map(drop)
     });
 }
