@@ -8,9 +8,6 @@ use crate::{NodeId, Position, Term};
 
 use super::{Node, invalid};
 
-/// From the start of the controller to another attempt at what was put off, in ms: each is a restart of the server.
-const PAUSE: u64 = 10_000;
-
 impl Node {
     /// Takes note of what the restart before this start was for. Returns what there is to say of it.
     pub(super) fn take_rewind_result(
@@ -57,9 +54,11 @@ impl Node {
         }
     }
 
-    /// Is it too early for another attempt at what was hindered? The next leader may be reached where this one was not.
+    /// Is it too early for another attempt at what was hindered, which is a restart of the server each time? The next
+    /// leader may be reached where this one was not. No longer than an election timeout: this leader may lack this very
+    /// node to take writes.
     pub(super) fn pauses(&self) -> bool {
-        self.hard.rewind == RewindState::PutOff(self.hard.term) && self.now < self.started + PAUSE
+        self.hard.rewind == RewindState::PutOff(self.hard.term) && self.now < self.started + self.timeout()
     }
 
     /// As `biha.autoreclone`, once, and also where that would not.
