@@ -15,7 +15,7 @@ pub fn system_identifier() -> u64 {
 /// true it stays so.
 pub fn read(checkpointed: bool) -> ServerStatus {
     if recovery::in_progress() {
-        // SAFETY: both read shared memory.
+        // SAFETY: all of it is in shared memory, and read only.
         let (consistent, streaming, asked) = unsafe {
             let receiver = pg_sys::WalRcv;
             let state = (*receiver).walRcvState;

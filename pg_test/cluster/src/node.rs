@@ -13,6 +13,13 @@ use crate::process::{self, Process};
 use crate::run::{Runner, run};
 use crate::wait::{wait_for, wait_until};
 
+/// In the command line of the rewind proper; before it there is a dry run.
+pub const REWIND: &str = "--no-sync --progress";
+/// pg_rewind says this right before its first change.
+pub const CHANGES: &str = "need to copy";
+/// Mode of a data directory whose rewind is not whole: it must not be started.
+pub const CLOSED: u32 = 0o701;
+
 /// How long any answer of a healthy server may take.
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long pg_ctl waits for the server to come up or go down, in seconds.
@@ -301,6 +308,13 @@ impl Node {
     /// The log's size now; what follows is what happened since.
     pub fn log_mark(&self) -> u64 {
         fs::metadata(&self.log).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Where its own files are while it is rewound: beside the data directory.
+    pub fn aside(&self) -> PathBuf {
+        let mut name = self.data.clone().into_os_string();
+        name.push(".biha-rewind");
+        name.into()
     }
 
     /// What was written to the log after `mark`.

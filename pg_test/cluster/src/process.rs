@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::thread::yield_now;
+use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -83,6 +83,28 @@ pub fn wait_reaped(pid: i32, timeout: Duration) -> Result<()> {
     wait_for(&format!("process {pid} to be gone"), timeout, || {
         read(pid).is_none_or(|process| reaped(&process))
     })
+}
+
+/// How long a stopped process may take to stand still.
+const STILL: Duration = Duration::from_secs(10);
+
+/// Lets a process go on a millisecond at a time until the moment has come, and leaves it stopped; false if it ended before.
+/// Not looked for by its working directory, which may change its name in between.
+pub fn step_until(pid: i32, limit: Duration, is_now: impl Fn() -> bool) -> Result<bool> {
+    let start = Instant::now();
+    loop {
+        signal(pid, Signal::STOP)?;
+        wait_for("it to stand still or end", STILL, || stopped(pid) || !alive(pid))?;
+        if !alive(pid) {
+            return Ok(false);
+        }
+        if is_now() {
+            return Ok(true);
+        }
+        ensure!(start.elapsed() < limit, "the moment has not come");
+        signal(pid, Signal::CONT)?;
+        sleep(Duration::from_millis(1));
+    }
 }
 
 /// CPU time, from clock ticks.

@@ -342,11 +342,16 @@ impl Node {
                 leader.shorten(promise);
             }
             former = leader.change.take();
-            let mut unsettled = former.as_mut().map_or(Vec::new(), |former| std::mem::take(&mut former.old));
+            let mut unsettled =
+                former.as_mut().map(|former| std::mem::take(&mut former.old)).unwrap_or_default();
             unsettled.push(old);
-            let old = unsettled;
-            leader.change =
-                Some(Change { version: config.version, old, origin, deadline, barrier: Barrier::New });
+            leader.change = Some(Change {
+                version: config.version,
+                old: unsettled,
+                origin,
+                deadline,
+                barrier: Barrier::New,
+            });
         }
         if let Some(origin) = former.and_then(|former| former.origin) {
             self.finish(origin, Err(CommandError::Unknown));

@@ -202,15 +202,16 @@ impl Node {
                 Some(death) => death.clean,
                 None => chosen,
             };
-            if ending && from == leader && in_term == term {
+            let from_it = from == leader && in_term == term;
+            if ending && from_it {
                 return Some(Order::AwaitEnd { timeout: self.timeout() });
             }
-            if from == leader && in_term == term && self.is_astray(&heard.beat.history) {
+            if from_it && self.is_astray(&heard.beat.history) {
                 return Some(Order::Restart { rewind: None, drain: false });
             }
             let stalled = self.receiver_stalled();
             self.starved = stalled;
-            let stop = from != leader || in_term != term || heard.dead.is_some() || stalled;
+            let stop = !from_it || heard.dead.is_some() || stalled;
             return stop.then_some(Order::StopReceiving);
         }
         let Wal::Stopped { position } = self.wal else { return None };

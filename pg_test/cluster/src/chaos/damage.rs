@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::thread::{sleep, yield_now};
+use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -14,22 +14,15 @@ use crate::chaos::plan::{Fault, Kind};
 use crate::chaos::random::Random;
 use crate::client::query;
 use crate::cluster::Cluster;
-use crate::node::Node;
+use crate::node::{CHANGES, CLOSED, Node, REWIND};
 use crate::process;
-use crate::wait::{wait_for, wait_until};
+use crate::wait::wait_until;
 
-/// Mode of a data directory whose rewind broke off half-way.
-const CLOSED: u32 = 0o701;
 /// What a leader changes that is rewound, some 5 MB.
 const SHARED: &str = "CREATE TABLE IF NOT EXISTS shared AS
     SELECT n, repeat('x', 200) AS text FROM generate_series(1, 20000) n";
-/// In the command line of the rewind proper; before it there is a dry run.
-const REWIND: &str = "--no-sync --progress";
-/// Where a node's own files are meanwhile, and what pg_rewind says; here, or in the stub in the data directory's place.
-const ASIDE: &str = "biha-rewind";
+/// What pg_rewind says.
 const REWIND_LOG: &str = "pg_biha/rewind.log";
-/// It says this right before its first change.
-const CHANGES: &str = "need to copy";
 /// What the server says of a rewind that was killed, and for short.
 const SAID: [(&str, &str); 2] = [
     ("the data directory was replaced by a copy", "broke off, and it copied the leader"),
@@ -79,24 +72,13 @@ pub fn past_return(fault: &Fault) -> bool {
     !fault.chance.is_multiple_of(4)
 }
 
-/// Stops the process again and again until it has begun to change files; false if it ended before that was seen.
+/// Leaves pg_rewind stopped once it has begun to change files; false if it ended before that was seen. Its log is beside the
+/// data directory then, or in the stub that has taken its place.
 fn stopped_when_changing(node: &Node, pid: i32) -> Result<bool> {
-    let aside = node.data.with_extension(ASIDE);
-    let logs = [&aside, &node.data].map(|directory| directory.join(REWIND_LOG));
-    let start = Instant::now();
-    loop {
-        process::signal(pid, Signal::STOP)?;
-        wait_for("pg_rewind to stand still or end", SOON, || process::stopped(pid) || !process::alive(pid))?;
-        if !process::alive(pid) {
-            return Ok(false);
-        }
-        if logs.iter().any(|log| fs::read_to_string(log).is_ok_and(|text| text.contains(CHANGES))) {
-            return Ok(true);
-        }
-        ensure!(start.elapsed() < LATER, "pg_rewind of node {} changes nothing", node.id);
-        process::signal(pid, Signal::CONT)?;
-        sleep(Duration::from_millis(1));
-    }
+    let logs = [&node.aside(), &node.data].map(|directory| directory.join(REWIND_LOG));
+    process::step_until(pid, LATER, || {
+        logs.iter().any(|log| fs::read_to_string(log).is_ok_and(|text| text.contains(CHANGES)))
+    })
 }
 
 /// A short-lived process; none if the node streams without it.

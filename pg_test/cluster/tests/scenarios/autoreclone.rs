@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, expect};
-use biha_cluster_tests::node::{Node, StopMode};
+use biha_cluster_tests::node::{CHANGES, Node, StopMode};
 use biha_cluster_tests::process::{self, RECLONE_SUFFIX, signal};
 use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::run;
@@ -21,7 +21,7 @@ use crate::common::{
     A_MINUTE, TEN_SECONDS, expect_stays_down, keeps_little_wal, left_behind, left_behind_lines, step_until,
     wait_process,
 };
-use crate::rewind_interrupted::{CHANGES, begin_rewind, diverge_without_wal, kept};
+use crate::rewind_interrupted::{begin_rewind, diverge_without_wal};
 
 /// A setting that `biha.autoreclone` is on or off.
 fn builder(autoreclone: &str) -> Builder {
@@ -300,7 +300,8 @@ fn rewind_cut_short(name: &str, cut: Cut) {
         let log = old.data.join("pg_biha/rewind.log");
         let changes = || fs::read_to_string(&log).unwrap_or_default().contains(CHANGES);
         // The data is there while it is rewound; a copied configuration says that tables are.
-        let configured = || fs::metadata(kept(old).join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
+        let configured =
+            || fs::metadata(old.aside().join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
         step_until(rewind, "tables are copied", || changes() && configured())?;
         let mark = old.log_mark();
         match cut {
@@ -346,7 +347,7 @@ fn rewind_cut_short(name: &str, cut: Cut) {
         cluster.wait_caught_up(A_MINUTE)?;
         ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it has its own rows");
         ensure!(error(old)? == "NO_ERROR", "it is in error");
-        for left in [beside(old), kept(old), old.data.join("biha.stub")] {
+        for left in [beside(old), old.aside(), old.data.join("biha.stub")] {
             ensure!(!left.exists(), "{} is left", left.display());
         }
         let lost = old.biha_value("SELECT count(*) FROM biha.lost_transactions()")?;

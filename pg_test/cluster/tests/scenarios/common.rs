@@ -7,10 +7,9 @@ use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
 use biha_cluster_tests::node::{Node, StopMode};
-use biha_cluster_tests::process::{self, Process, signal};
+use biha_cluster_tests::process::{self, Process};
 use biha_cluster_tests::verdict::Verdict;
-use biha_cluster_tests::wait::{wait_for, wait_until};
-use rustix::process::Signal;
+use biha_cluster_tests::wait::wait_until;
 
 /// A limit for what takes a fraction of a second.
 pub const TEN_SECONDS: Duration = Duration::from_secs(10);
@@ -132,19 +131,9 @@ pub fn left_behind(cluster: &Cluster) -> Result<&Node> {
     Ok(away)
 }
 
-/// Lets a process go on a millisecond at a time until the moment has come; leaves it stopped. Not looked for by its working
-/// directory, which changes its name in between.
+/// Leaves a process stopped once the moment has come.
 pub fn step_until(pid: i32, moment: &str, is_now: impl Fn() -> bool) -> Result<()> {
-    let start = Instant::now();
-    loop {
-        signal(pid, Signal::STOP)?;
-        wait_for("it to stand still", TEN_SECONDS, || process::stopped(pid))
-            .with_context(|| format!("before {moment}"))?;
-        if is_now() {
-            return Ok(());
-        }
-        ensure!(start.elapsed() < A_MINUTE, "{moment}: the moment has not come");
-        signal(pid, Signal::CONT)?;
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let met = process::step_until(pid, A_MINUTE, is_now).with_context(|| format!("before {moment}"))?;
+    ensure!(met, "it ended before {moment}");
+    Ok(())
 }

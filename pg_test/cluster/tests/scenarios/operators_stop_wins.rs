@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::expect;
-use biha_cluster_tests::node::StopMode;
+use biha_cluster_tests::node::{REWIND, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::scenario::{judge, run};
@@ -134,7 +134,7 @@ fn stop_in_the_middle_of_a_rewind() {
         old.kill_all()?;
         cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
         old.start_unawaited()?;
-        let rewind = wait_process(old, "--no-sync --progress", A_MINUTE)?;
+        let rewind = wait_process(old, REWIND, A_MINUTE)?;
         signal(rewind.pid, Signal::STOP)?;
         let asked = old.signal(Signal::INT);
         signal(rewind.pid, Signal::CONT)?;

@@ -4,14 +4,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::query;
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::expect;
-use biha_cluster_tests::node::Node;
+use biha_cluster_tests::node::{CHANGES, CLOSED, Node, REWIND};
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::run::run as run_program;
@@ -22,12 +21,8 @@ use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, st
 
 /// Rows of a table that all nodes have and the old leader alone changes: some 50 MB to be copied back.
 const ROWS: u32 = 200_000;
-/// pg_rewind says this right before its first change.
-pub const CHANGES: &str = "need to copy";
 /// Where WAL is put out of the way, beside the data directories.
 const AWAY: &str = "away";
-/// Mode of a data directory that must not be started.
-const CLOSED: u32 = 0o701;
 
 /// How far pg_rewind has come.
 #[derive(Clone, Copy, Debug)]
@@ -42,7 +37,7 @@ enum Moment {
 
 impl Moment {
     fn is_now(self, node: &Node) -> bool {
-        let said = fs::read_to_string(kept(node).join("pg_biha/rewind.log")).unwrap_or_default();
+        let said = fs::read_to_string(node.aside().join("pg_biha/rewind.log")).unwrap_or_default();
         let configured = fs::metadata(node.data.join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
         match self {
             Moment::Unchanged => !said.contains(CHANGES),
@@ -50,13 +45,6 @@ impl Moment {
             Moment::Copying => said.contains(CHANGES) && configured,
         }
     }
-}
-
-/// Where the node's own files are during a rewind.
-pub fn kept(node: &Node) -> PathBuf {
-    let mut name = node.data.clone().into_os_string();
-    name.push(".biha-rewind");
-    name.into()
 }
 
 fn mode(node: &Node) -> Result<u32> {
@@ -86,7 +74,7 @@ pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
     old.kill_all()?;
     cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
     old.start_unawaited()?;
-    let rewind = wait_process(old, "--no-sync --progress", A_MINUTE)?.pid;
+    let rewind = wait_process(old, REWIND, A_MINUTE)?.pid;
     Ok((old, rewind, oracle))
 }
 
@@ -127,7 +115,7 @@ fn expect_unusable(node: &Node) -> Result<()> {
         node.wait_log(mark, "has invalid permissions", TEN_SECONDS)?;
         ensure!(mode(node)? == CLOSED, "its mode is {:o}", mode(node)?);
     }
-    let own = fs::read_to_string(kept(node).join("postgresql.biha.conf"))?;
+    let own = fs::read_to_string(node.aside().join("postgresql.biha.conf"))?;
     let id = format!("biha.id = '{}'\n", node.id);
     ensure!(own.contains(&id), "this node's own configuration is not kept: {own}");
     Ok(())
@@ -163,7 +151,7 @@ fn expect_tried_again(cluster: &Cluster, old: &Node, mark: u64) -> Result<()> {
     let errors = "SELECT count(*) FROM biha.history() WHERE event = 'NODE_ERROR'";
     ensure!(old.biha_value(errors)? == "0", "it was in NODE_ERROR");
     ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it was not rewound");
-    ensure!(!kept(old).exists(), "{} is left", kept(old).display());
+    ensure!(!old.aside().exists(), "{} is left", old.aside().display());
     Ok(())
 }
 
@@ -211,7 +199,7 @@ fn a_rewind_that_cannot_work_is_an_error() {
         let error = old.biha_value("SELECT type || ': ' || message FROM biha.error_details()")?;
         ensure!(error.starts_with("REWIND_FAILED: error: could not open file"), "the error is {error}");
         ensure!(old.value("SELECT count(*) > 0 FROM common WHERE n < 0")? == "t", "its own WAL is gone");
-        ensure!(!kept(old).exists(), "{} is left", kept(old).display());
+        ensure!(!old.aside().exists(), "{} is left", old.aside().display());
         for entry in fs::read_dir(cluster.directory.join(AWAY))? {
             let entry = entry?;
             fs::rename(entry.path(), old.data.join("pg_wal").join(entry.file_name()))?;
