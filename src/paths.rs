@@ -13,6 +13,8 @@ pub const HISTORY: &str = "pg_biha/biha.history";
 pub const SERVER_CONF: &str = "pg_biha/server.conf";
 /// PostgreSQL's lock file.
 pub const PID_FILE: &str = "postmaster.pid";
+/// The same while it is being made again.
+pub const PID_FILE_NEW: &str = "postmaster.pid.new";
 /// A second link to it, for the time of a restart in place.
 pub const PID_FILE_LINK: &str = "pg_biha/postmaster.pid";
 /// What pg_rewind said at the last rewind.

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use super::signals::STOPS;
 use crate::pg::{exec, signal};
 
-/// How often the child is looked at.
-const TICK: Duration = Duration::from_millis(20);
+/// How often the child is looked at. pg_rewind removes postmaster.pid, and pg_ctl looks for it every 100 ms.
+const TICK: Duration = Duration::from_millis(1);
+/// How often it is seen whether anything moves.
+const ACTIVITY: Duration = Duration::from_secs(1);
 
 /// Ends the process group of its argument at the end of its input.
 const GUARD: &str = r#"read -r line; kill -s KILL -- "-$1""#;
@@ -22,6 +24,7 @@ pub struct Running {
     guard: Option<Child>,
     activity: String,
     active_at: Instant,
+    looked_at: Instant,
 }
 
 /// What a tick saw.
@@ -54,7 +57,8 @@ impl Running {
         // SAFETY: only async-signal-safe calls between fork and exec.
         unsafe { command.pre_exec(move || exec::prepare_child(parent)) };
         let child = command.spawn()?;
-        Ok(Running { child, guard: None, activity: String::new(), active_at: Instant::now() })
+        let now = Instant::now();
+        Ok(Running { child, guard: None, activity: String::new(), active_at: now, looked_at: now })
     }
 
     /// Starts a program that dies with this process, and so do its children, of whose parent's parent's death the
@@ -94,10 +98,13 @@ impl Running {
         }
         let [term, int, quit] = STOPS;
         let signal = signal::take(&[term, int, quit, libc::SIGCHLD], TICK);
-        let activity = self.read_activity();
-        if activity != self.activity {
-            self.activity = activity;
-            self.active_at = Instant::now();
+        if self.looked_at.elapsed() > ACTIVITY {
+            self.looked_at = Instant::now();
+            let activity = self.read_activity();
+            if activity != self.activity {
+                self.activity = activity;
+                self.active_at = self.looked_at;
+            }
         }
         Ok(Tick::Running { stop: signal.filter(|s| STOPS.contains(s)), idle: self.active_at.elapsed() })
     }

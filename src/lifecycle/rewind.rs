@@ -84,8 +84,11 @@ impl Closed {
         if path.exists() {
             return Ok(());
         }
-        fs::write(&path, &self.pid_file)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o600 | (self.mode & 0o040)))
+        let new = self.path.join(paths::PID_FILE_NEW);
+        fs::write(&new, &self.pid_file)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o600 | (self.mode & 0o040)))?;
+        // pg_ctl never sees half of it.
+        fs::rename(&new, &path)
     }
 
     fn open(&self) -> io::Result<()> {

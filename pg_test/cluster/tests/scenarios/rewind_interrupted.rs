@@ -15,6 +15,7 @@ use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{Figures, judge, run};
+use biha_cluster_tests::wait::wait_until;
 use rustix::process::Signal;
 
 use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, step_until, wait_process};
@@ -103,6 +104,8 @@ fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle
     let (old, rewind, oracle) = begin_rewind(cluster)?;
     step_until(rewind, &format!("{moment:?}"), || moment.is_now(old))?;
     ensure!(mode(old)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(old)?);
+    // pg_rewind, which removes it, may just have done so.
+    wait_until("postmaster.pid, put back", TEN_SECONDS, || old.postmaster().context("it is not there"))?;
     Ok((old, rewind, oracle))
 }
 
