@@ -19,6 +19,8 @@ pub const PID_FILE_NEW: &str = "postmaster.pid.new";
 pub const PID_FILE_LINK: &str = "pg_biha/postmaster.pid";
 /// What pg_rewind said at the last rewind.
 pub const REWIND_LOG: &str = "pg_biha/rewind.log";
+/// What pg_rewind is shown of the data directory while it only looks for the fork.
+pub const REWIND_VIEW: &str = "pg_biha/rewind.view";
 /// What the programs of the last re-clone said.
 pub const RECLONE_LOG: &str = "pg_biha/reclone.log";
 /// A link that is about to become pg_wal.

@@ -12,6 +12,7 @@ mod aside;
 mod child;
 mod exit;
 mod keep;
+mod newest;
 mod page;
 mod reclone;
 mod reexec;

@@ -19,6 +19,7 @@ use pgrx::PgLogLevel;
 use super::aside::{self, Aside, sync_directory};
 use super::child::{Running, Tick};
 use super::keep::{self, Kept};
+use super::newest::{Shown, View};
 use super::report::{self, Ending, Verdict, verdict};
 use super::{stub, swap};
 use crate::pg::{control, exec, postmaster};
@@ -59,6 +60,7 @@ struct Closed {
     path: PathBuf,
     mode: u32,
     pid_file: Vec<u8>,
+    shown: Option<Shown>,
 }
 
 impl Closed {
@@ -66,7 +68,7 @@ impl Closed {
     fn here() -> io::Result<Self> {
         let path = fs::canonicalize(".")?;
         let mode = fs::metadata(&path)?.permissions().mode() & 0o7777;
-        Ok(Closed { mode, pid_file: fs::read(paths::PID_FILE)?, path })
+        Ok(Closed { mode, pid_file: fs::read(paths::PID_FILE)?, path, shown: None })
     }
 
     fn close(&self) -> io::Result<()> {
@@ -93,6 +95,7 @@ impl Closed {
 
     fn open(&self) -> io::Result<()> {
         self.keep_pid_file()?;
+        self.shown.as_ref().map_or(Ok(()), |shown| shown.take_back(&self.path))?;
         sync_directory(&self.path)?;
         self.set_mode(self.mode)
     }
@@ -138,7 +141,8 @@ fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<Hindrance>> {
 /// not at hand here.
 fn find_fork(data: &Path, source: &str) -> io::Result<Result<Position, Ending>> {
     let log = File::create(paths::REWIND_LOG)?;
-    let mut command = pg_rewind(data, source, &log)?;
+    let view = View::of(data)?;
+    let mut command = pg_rewind(view.path(), source, &log)?;
     command.arg("--dry-run");
     let running = match Running::start(command) {
         Ok(running) => running,
@@ -175,8 +179,9 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
         closed.path.clone_from(&sibling);
     }
     let broken = |text: String, stop| Outcome::Broken { text, kept: aside.directory().into(), stop };
-    if let Err(error) = closed.close() {
-        return broken(format!("could not close the data directory: {error}"), false);
+    match closed.close().and_then(|()| Shown::put(&closed.path)) {
+        Ok(shown) => closed.shown = shown,
+        Err(error) => return broken(format!("could not close the data directory: {error}"), false),
     }
     let ending = match rewind(&closed, &aside, source) {
         Ok(ending) => ending,

@@ -1,6 +1,7 @@
 //! `global/pg_control`, read from disk: PostgreSQL's copy in shared memory is gone when a postmaster exits.
 
 use std::ffi::CStr;
+use std::mem::{offset_of, size_of};
 
 use biha_core::Lsn;
 use pgrx::pg_sys;
@@ -66,4 +67,58 @@ pub fn read_in(data: &CStr) -> Option<ControlFile> {
         timeline: file.checkPointCopy.ThisTimeLineID.max(file.minRecoveryPointTLI),
         checksums: file.data_checksum_version != 0,
     })
+}
+
+const CRC: usize = offset_of!(pg_sys::ControlFileData, crc);
+const MIN_RECOVERY_TIMELINE: usize = offset_of!(pg_sys::ControlFileData, minRecoveryPointTLI);
+const CHECKPOINT_TIMELINE: usize =
+    offset_of!(pg_sys::ControlFileData, checkPointCopy) + offset_of!(pg_sys::CheckPoint, ThisTimeLineID);
+
+/// A control file's bytes, but with the newest timeline that the data directory has WAL of as its last checkpoint's;
+/// `None` if that is what they say, or if their checksum is wrong. PostgreSQL does not start with it.
+pub fn on_newest_timeline(bytes: &[u8]) -> Option<Vec<u8>> {
+    let number = |at: usize| bytes.get(at..at + size_of::<u32>())?.try_into().ok().map(u32::from_ne_bytes);
+    let crc = |bytes: &[u8]| bytes.get(..CRC).map(crc32c::crc32c);
+    let (checkpoint, newest) = (number(CHECKPOINT_TIMELINE)?, number(MIN_RECOVERY_TIMELINE)?);
+    if number(CRC) != crc(bytes) || checkpoint >= newest {
+        return None;
+    }
+    let mut edited = bytes.to_vec();
+    edited.get_mut(CHECKPOINT_TIMELINE..)?.first_chunk_mut().map(|place| *place = newest.to_ne_bytes())?;
+    let crc = crc(&edited)?;
+    edited.get_mut(CRC..)?.first_chunk_mut().map(|place| *place = crc.to_ne_bytes())?;
+    Some(edited)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn file(checkpoint: u32, recovered: u32) -> Vec<u8> {
+        let mut bytes: Vec<u8> = (0..8192_usize).map(|n| n.to_le_bytes()[0]).collect();
+        for (place, value) in [(CHECKPOINT_TIMELINE, checkpoint), (MIN_RECOVERY_TIMELINE, recovered)] {
+            bytes[place..place + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        let crc = crc32c::crc32c(&bytes[..CRC]);
+        bytes[CRC..CRC + 4].copy_from_slice(&crc.to_ne_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_checkpoint_on_an_older_timeline_is_put_on_the_newest() {
+        assert_eq!(on_newest_timeline(&file(2, 3)), Some(file(3, 3)));
+    }
+
+    #[test]
+    fn what_is_newest_already_torn_or_short_stays() {
+        // minRecoveryPointTLI is 0 where crash recovery has not ended.
+        for whole in [file(3, 3), file(3, 0)] {
+            assert_eq!(on_newest_timeline(&whole), None);
+        }
+        let mut torn = file(2, 3);
+        torn[0] ^= 1;
+        assert_eq!(on_newest_timeline(&torn), None);
+        assert_eq!(on_newest_timeline(&file(2, 3)[..CRC]), None);
+    }
 }

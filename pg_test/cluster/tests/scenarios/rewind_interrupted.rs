@@ -22,6 +22,8 @@ use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, st
 
 /// Rows of a table that all nodes have and the old leader alone changes: some 50 MB to be copied back.
 const ROWS: u32 = 200_000;
+/// What a node says whose rewind did not come to anything.
+pub const HINDERED: &str = "REWIND: the rewind was hindered, and is tried again: ";
 /// Where WAL is put out of the way, beside the data directories.
 const AWAY: &str = "away";
 
@@ -74,9 +76,30 @@ pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
     let (old, oracle) = diverge(cluster)?;
     old.kill_all()?;
     cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
-    old.start_unawaited()?;
-    let rewind = wait_process(old, REWIND, A_MINUTE)?.pid;
+    let rewind = start_rewound(old)?;
     Ok((old, rewind, oracle))
+}
+
+/// Starts a server that is to be rewound: gives pg_rewind's process.
+fn start_rewound(node: &Node) -> Result<i32> {
+    node.start_unawaited()?;
+    Ok(wait_process(node, REWIND, A_MINUTE)?.pid)
+}
+
+/// [`start_rewound`], and pg_rewind is killed before it has changed anything.
+pub fn hinder_rewind(node: &Node) -> Result<()> {
+    let rewind = start_rewound(node)?;
+    stop_at(node, rewind, Moment::Unchanged)?;
+    signal(rewind, Signal::KILL)
+}
+
+/// pg_rewind is stopped (SIGSTOP) at the moment.
+fn stop_at(node: &Node, rewind: i32, moment: Moment) -> Result<()> {
+    step_until(rewind, &format!("{moment:?}"), || moment.is_now(node))?;
+    ensure!(mode(node)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(node)?);
+    // pg_rewind, which removes it, may just have done so.
+    wait_until("postmaster.pid, put back", TEN_SECONDS, || node.postmaster().context("it is not there"))?;
+    Ok(())
 }
 
 /// A cluster whose old leader, which is down, lacks the WAL that a rewind needs, and the load on the others.
@@ -102,10 +125,7 @@ pub fn diverge_without_wal(cluster: &Cluster) -> Result<(&Node, Oracle)> {
 /// [`begin_rewind`], pg_rewind stopped (SIGSTOP) at the moment.
 fn rewind_until(cluster: &Cluster, moment: Moment) -> Result<(&Node, i32, Oracle)> {
     let (old, rewind, oracle) = begin_rewind(cluster)?;
-    step_until(rewind, &format!("{moment:?}"), || moment.is_now(old))?;
-    ensure!(mode(old)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(old)?);
-    // pg_rewind, which removes it, may just have done so.
-    wait_until("postmaster.pid, put back", TEN_SECONDS, || old.postmaster().context("it is not there"))?;
+    stop_at(old, rewind, moment)?;
     Ok((old, rewind, oracle))
 }
 
@@ -149,7 +169,7 @@ fn judge_others(cluster: &Cluster, oracle: Oracle, figures: &mut Figures) -> Res
 
 /// It is in no error meanwhile, and was rewound in the end.
 fn expect_tried_again(cluster: &Cluster, old: &Node, mark: u64) -> Result<()> {
-    old.wait_log(mark, "REWIND: the rewind was hindered, and is tried again: ", A_MINUTE)?;
+    old.wait_log(mark, HINDERED, A_MINUTE)?;
     cluster.wait_healthy(A_MINUTE)?;
     let errors = "SELECT count(*) FROM biha.history() WHERE event = 'NODE_ERROR'";
     ensure!(old.biha_value(errors)? == "0", "it was in NODE_ERROR");
@@ -180,7 +200,7 @@ fn the_source_of_a_rewind_is_killed() {
         let source = cluster.leader()?;
         source.kill_all()?;
         signal(rewind, Signal::CONT)?;
-        old.wait_log(mark, "REWIND: the rewind was hindered, and is tried again: ", A_MINUTE)?;
+        old.wait_log(mark, HINDERED, A_MINUTE)?;
         cluster.wait_leader_other_than(source.id, A_MINUTE)?;
         source.start()?;
         expect_tried_again(cluster, old, mark)?;

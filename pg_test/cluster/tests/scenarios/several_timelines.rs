@@ -1,5 +1,6 @@
 //! Followers and timelines that came and went: one that comes back after several changes of leader streams one timeline
 //! after the other without PostgreSQL's pause at the end of each, and one that had turned to a timeline in vain turns back.
+//! A leader whose timeline was hardly its own is rewound like any other.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::wait_until;
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, wait_process};
+use crate::common::{A_MINUTE, TEN_SECONDS, diverge, failover_lines, wait_process};
+use crate::rewind_interrupted::{HINDERED, hinder_rewind};
 
 /// How many timelines begin while the follower is down.
 const TIMELINES: u32 = 4;
@@ -100,6 +102,41 @@ fn a_follower_that_was_led_astray_follows_again() {
         cluster.wait_healthy(A_MINUTE)?;
         figures.time("streams after", started.elapsed());
         leader.query("INSERT INTO t VALUES (1)")?;
+        cluster.wait_caught_up(TEN_SECONDS)
+    });
+}
+
+/// Its last checkpoint is on the timeline before, by which alone PostgreSQL 15's pg_rewind would go. What pg_rewind is
+/// shown instead no server starts with.
+#[test]
+fn a_leader_killed_before_its_first_checkpoint_is_rewound() {
+    let name = "a_leader_killed_before_its_first_checkpoint_is_rewound";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let first = cluster.leader()?;
+        let brief = cluster.others(first.id)[0];
+        signal(wait_process(brief, "checkpointer", TEN_SECONDS)?.pid, Signal::STOP)?;
+        cluster.set_leader(first, brief.id)?;
+        cluster.wait_leader_other_than(first.id, TEN_SECONDS)?;
+        brief.query("CREATE TABLE common AS SELECT 1 AS n")?;
+        cluster.wait_healthy(A_MINUTE)?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        diverge(brief, 1000)?;
+        let timeline = brief.timeline()?;
+        let checkpoint: u32 = brief.value("SELECT timeline_id FROM pg_control_checkpoint()")?.parse()?;
+        ensure!(checkpoint < timeline, "its last checkpoint is on timeline {checkpoint}, as it is itself");
+        brief.kill_all()?;
+        let next = cluster.wait_leader_other_than(brief.id, TEN_SECONDS)?;
+        let (mark, started) = (brief.log_mark(), Instant::now());
+        hinder_rewind(brief)?;
+        brief.wait_log(mark, HINDERED, A_MINUTE)?;
+        cluster.wait_healthy(A_MINUTE)?;
+        figures.time("rejoins after", started.elapsed());
+        let tables = "SELECT string_agg(relname, ' ') FROM pg_class WHERE relname IN ('common', 'only_here')";
+        ensure!(brief.value(tables)? == "common", "it was not rewound to the fork: {}", brief.value(tables)?);
+        brief.wait_log(mark, &format!("on timeline {timeline}, in "), TEN_SECONDS)?;
+        let lost = brief.biha_value("SELECT count(*) FROM biha.lost_transactions()")?;
+        ensure!(lost == "1", "biha.lost_transactions() lists {lost}");
+        next.query("INSERT INTO common VALUES (2)")?;
         cluster.wait_caught_up(TEN_SECONDS)
     });
 }
