@@ -41,7 +41,7 @@ pub enum Disconnect {
     Refused,
 }
 
-/// What the local server looks like; read at each turn of the controller's loop.
+/// What the local server looks like; read before each input, since a step may have changed what `synced` means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ServerStatus {
     /// Out of recovery: takes part as a primary.

@@ -9,7 +9,7 @@ use crate::message::{Message, NodeState};
 use crate::step::Output;
 use crate::{Millis, NodeId, Term};
 
-use super::limits::{check_counts, check_synchronous, check_times, checked_priority};
+use super::limits::{check_counts, check_synchronous, check_times, checked_priority, not_a_member};
 use super::sync::Barrier;
 use super::{Node, Role, invalid};
 
@@ -248,7 +248,10 @@ impl Node {
             return Err(invalid("a member needs a number above 0, a host and two ports", ""));
         }
         if self.config.members.len() >= MAX_MEMBERS {
-            return Err(invalid(format!("a cluster has at most {MAX_MEMBERS} members"), ""));
+            return Err(invalid(
+                format!("a cluster has at most {MAX_MEMBERS} members"),
+                "Remove a node first: biha.remove_node().",
+            ));
         }
         let mut config = self.config.clone();
         let mut admitted = self.config.clone();
@@ -268,10 +271,7 @@ impl Node {
         }
         let mut config = self.config.clone();
         if config.members.remove(&id).is_none() {
-            return Err(invalid(
-                format!("node {id} is not a member of the cluster"),
-                "The view biha.nodes_v lists the members.",
-            ));
+            return Err(not_a_member(id));
         }
         check_counts(&config)?;
         self.check_standbys_left(&config)?;
@@ -281,7 +281,7 @@ impl Node {
     fn with_member(&self, id: NodeId, setting: MemberSetting) -> Result<ClusterConfig, CommandError> {
         let mut config = self.config.clone();
         let Some(member) = config.members.get_mut(&id) else {
-            return Err(invalid(format!("node {id} is not a member of the cluster"), ""));
+            return Err(not_a_member(id));
         };
         match setting {
             MemberSetting::CanBeLeader(value) => member.can_be_leader = value,

@@ -9,6 +9,7 @@ use crate::step::Order;
 use crate::{Millis, NodeId};
 
 use super::change::Origin;
+use super::limits::not_a_member;
 use super::{Node, Role, invalid};
 
 /// A hand-over in the making.
@@ -67,10 +68,7 @@ impl Node {
     fn may_hand_over_to(&self, target: NodeId) -> Result<(), CommandError> {
         let Role::Leader(leader) = &self.role else { return Err(CommandError::NoLeader) };
         let Some(member) = self.config.members.get(&target) else {
-            return Err(invalid(
-                format!("node {target} is not a member of the cluster"),
-                "The view biha.nodes_v lists the members.",
-            ));
+            return Err(not_a_member(target));
         };
         if target == self.hard.node {
             return Ok(());

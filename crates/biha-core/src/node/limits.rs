@@ -1,5 +1,6 @@
 //! What a configuration must not be, and what must not become of one.
 
+use crate::NodeId;
 use crate::command::CommandError;
 use crate::config::{ClusterConfig, Lossless, Settings};
 
@@ -117,4 +118,8 @@ pub(super) fn check_counts(config: &ClusterConfig) -> Result<(), CommandError> {
         ));
     }
     Ok(())
+}
+
+pub(super) fn not_a_member(id: NodeId) -> CommandError {
+    invalid(format!("node {id} is not a member of the cluster"), "The view biha.nodes_v lists the members.")
 }

@@ -5,7 +5,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::run::{Plan, Run};
+use super::fault::Fault;
+use super::run::{Plan, Run, changes};
 use super::sim::{Mutation, Rule};
 
 const ALL: [Rule; 10] = [
@@ -26,8 +27,13 @@ const WITHIN: u64 = 10_000;
 
 /// Runs seeds until one breaks the rule.
 fn breaks(rule: Rule, mutations: &[Mutation], lossless: bool) {
+    breaks_in(rule, Plan { mutations: mutations.to_vec(), lossless, ..Plan::default() });
+}
+
+fn breaks_in(rule: Rule, plan: Plan) {
     let expected = ALL.into_iter().filter(|other| *other != rule).collect();
-    let plan = Plan { mutations: mutations.to_vec(), expected, lossless, ..Plan::default() };
+    let plan = Plan { expected, ..plan };
+    let mutations = &plan.mutations;
     let found = (0..WITHIN).find(|seed| {
         let broken = catch_unwind(AssertUnwindSafe(|| {
             let mut run = Run::new(*seed, &plan);
@@ -104,6 +110,24 @@ fn configurations_that_are_not_compared() {
 #[test]
 fn one_synchronous_standby_too_few() {
     breaks(Rule::S3, &[Mutation::OneStandbyLess], true);
+}
+
+#[test]
+fn standbys_that_are_not_awaited() {
+    let mutations = vec![Mutation::StandbysNotAwaited];
+    breaks_in(Rule::S3, Plan { mutations, ..changes() });
+}
+
+#[test]
+fn an_old_leader_that_is_followed_again() {
+    let mutations = vec![Mutation::OldLeaderFollowed, Mutation::NoLease, Mutation::NoStickiness];
+    let more = Some(Fault::OldLeaderReturns);
+    breaks_in(Rule::S3, Plan { mutations, more, lossless: true, ..Plan::default() });
+}
+
+#[test]
+fn a_proof_of_death_that_outlives_the_silence() {
+    breaks(Rule::S2, &[Mutation::ProofOutlived], false);
 }
 
 /// Seeds in which only this is broken, and is; the others hold.

@@ -28,6 +28,8 @@ pub enum Fault {
     CutOffFollowerStands,
     VoterForgets,
     DeposedLeaderVotes,
+    OldLeaderReturns,
+    QuorumsShift,
     Switchover,
     Parameter,
     Member,
@@ -36,7 +38,7 @@ pub enum Fault {
 
 use Fault::*;
 
-/// How often each is chosen.
+/// How often each is chosen. Those that are missing are asked for.
 const WEIGHTS: [(Fault, u64); 23] = [
     (ControllerKilled, 4),
     (PostmasterKilled, 4),
@@ -71,16 +73,10 @@ impl Run {
             self.repair();
             return Ok(());
         }
-        let all: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
-        let mut chosen = self.rng.below(all);
-        let fault = WEIGHTS.iter().find(|(_, weight)| match chosen.checked_sub(*weight) {
-            Some(rest) => {
-                chosen = rest;
-                false
-            }
-            None => true,
-        });
-        let Some((fault, _)) = fault.copied() else { return Ok(()) };
+        let fault = match self.more {
+            Some(more) if self.rng.one_in(2) => more,
+            _ => self.some_fault(),
+        };
         let (a, b) = (self.some_victim(), self.some_node());
         say!(self.cluster, a, "FAULT {fault:?} (n{b})");
         let before = std::mem::replace(&mut self.last_fault, fault);
@@ -90,6 +86,19 @@ impl Run {
             self.last_fault = before;
         }
         Ok(())
+    }
+
+    fn some_fault(&mut self) -> Fault {
+        let all: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut chosen = self.rng.below(all);
+        let fault = WEIGHTS.iter().find(|(_, weight)| match chosen.checked_sub(*weight) {
+            Some(rest) => {
+                chosen = rest;
+                false
+            }
+            None => true,
+        });
+        fault.map_or(Repair, |(fault, _)| *fault)
     }
 
     /// Did it happen?
@@ -126,6 +135,8 @@ impl Run {
             CutOffFollowerStands => return self.follower_stands(),
             VoterForgets => return self.voter_forgets(),
             DeposedLeaderVotes => return self.deposed_leader_votes(),
+            OldLeaderReturns => return self.old_leader_returns(),
+            QuorumsShift => return self.quorums_shift(),
             Switchover => self.user(a, Command::SetLeader(b)),
             Parameter => self.change_parameter(a, b),
             Member => return Ok(self.change_members(b)),

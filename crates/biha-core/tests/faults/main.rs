@@ -18,7 +18,7 @@ mod sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use figures::Figures;
-use run::{Plan, Run};
+use run::{Plan, Run, changes};
 
 /// Seeds in an ordinary run.
 const SEEDS: u64 = 10_000;
@@ -28,14 +28,27 @@ const REGRESSIONS: &str = include_str!("../data/seeds");
 #[test]
 fn safety_under_faults_and_liveness_after_them() {
     if let Some(seed) = number("SEED") {
-        replay(seed);
-        return;
+        return replay(seed, &Plan::default());
     }
     let known: Vec<u64> = REGRESSIONS.lines().filter_map(seed_of).collect();
     for seed in known {
-        one(seed).unwrap_or_else(|text| panic!("\n{text}"));
+        one(seed, &Plan::default()).unwrap_or_else(|text| panic!("\n{text}"));
     }
-    let (first, seeds) = (number("FIRST").unwrap_or(0), number("SEEDS").unwrap_or(SEEDS));
+    many(SEEDS, &Plan::default());
+}
+
+/// Where commits are guarded, no change of voters and quorums loses one, whatever happens meanwhile.
+#[test]
+fn safety_while_quorums_change() {
+    match number("SEED") {
+        Some(seed) => replay(seed, &changes()),
+        None => many(SEEDS / 2, &changes()),
+    }
+}
+
+/// This many seeds, unless told otherwise.
+fn many(usual: u64, plan: &Plan) {
+    let (first, seeds) = (number("FIRST").unwrap_or(0), number("SEEDS").unwrap_or(usual));
     let survey = number("SURVEY").is_some();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     let mut figures = Figures::default();
@@ -43,7 +56,7 @@ fn safety_under_faults_and_liveness_after_them() {
         let share = |t: u64| {
             let mut figures = Figures::default();
             for seed in (first + t..first + seeds).step_by(threads as usize) {
-                match one(seed) {
+                match one(seed, plan) {
                     Ok(seen) => figures.add(&seen),
                     Err(text) if survey => println!("{text}"),
                     Err(text) => return Err(text),
@@ -70,11 +83,12 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// One seed, twice: what was seen, if all is well and both runs are the same.
-fn one(seed: u64) -> Result<Figures, String> {
-    let replay = format!("SEED={seed} cargo test -p biha-core --test faults safety -- --nocapture");
+fn one(seed: u64, plan: &Plan) -> Result<Figures, String> {
+    let test = if plan.changes { "safety_while" } else { "safety_under" };
+    let replay = format!("SEED={seed} cargo test -p biha-core --test faults {test} -- --nocapture");
     let once = || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let mut run = Run::new(seed, &Plan::default());
+            let mut run = Run::new(seed, plan);
             run.all().map(|()| (run.fingerprint(), run.figures))
         }));
         outcome
@@ -88,8 +102,8 @@ fn one(seed: u64) -> Result<Figures, String> {
     Ok(first.1)
 }
 
-fn replay(seed: u64) {
-    let mut run = Run::new(seed, &Plan { tracing: true, ..Plan::default() });
+fn replay(seed: u64, plan: &Plan) {
+    let mut run = Run::new(seed, &Plan { tracing: true, ..plan.clone() });
     let kinds = std::env::var("TRACE").unwrap_or_default();
     run.cluster.trace_messages = kinds.split_whitespace().map(str::to_owned).collect();
     let result = catch_unwind(AssertUnwindSafe(|| run.all()));

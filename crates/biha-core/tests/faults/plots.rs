@@ -3,7 +3,7 @@
 use biha_core::*;
 
 use super::run::Run;
-use super::sim::Mutation;
+use super::sim::{Mutation, say};
 
 impl Run {
     /// A follower is cut off until it stands; another, whose promise holds the leader's lease, forgets it if it can.
@@ -83,6 +83,73 @@ impl Run {
             self.work(2 * self.timeout)?;
         }
         self.quiet = false;
+        Ok(true)
+    }
+
+    /// A leader is cut off; as soon as the others have elected another, that one is cut off instead, and the old one is
+    /// back. In the end all are, and the newer leader dies.
+    pub fn old_leader_returns(&mut self) -> Result<bool, String> {
+        let Some(old) = self.leader().filter(|_| self.cluster.hosts.len() > 2) else { return Ok(false) };
+        let term = self.cluster.host(old).disk.hard.term;
+        for id in self.cluster.ids() {
+            self.cut_both(old, id);
+        }
+        let Some(new) = self.await_leader_after(term)? else { return Ok(true) };
+        self.heal();
+        for id in self.cluster.ids() {
+            self.cut_both(new, id);
+        }
+        self.work(2 * self.timeout)?;
+        self.heal();
+        self.cluster.kill_controller(new);
+        self.work(self.timeout)?;
+        Ok(true)
+    }
+
+    /// Some standbys lag. The cluster comes to wait for one standby more and for one voter less, or the other way round,
+    /// step by step; leaders die in between. In the end the leader is lost, and as many of the standbys that have its WAL
+    /// as can be spared.
+    pub fn quorums_shift(&mut self) -> Result<bool, String> {
+        let Some(mut leader) = self.leader() else { return Ok(false) };
+        let config = self.cluster.host(leader).disk.config.clone();
+        let (k, quorum) = (config.settings.sync_standbys, config.nquorum() as u32);
+        let mut standbys: Vec<NodeId> = config.wal_voters().filter(|id| *id != leader).collect();
+        let lagging = (standbys.len() + 1).saturating_sub(k as usize);
+        for _ in 0..self.rng.below(lagging as u64) {
+            let lags = standbys.remove(self.rng.below(standbys.len() as u64) as usize);
+            self.cluster.ids().into_iter().for_each(|id| self.cluster.net.cut_wal(id, lags));
+        }
+        say!(self.cluster, leader, "k {k}, nquorum {quorum}, not lagging {standbys:?}");
+        let wait = self.rng.below(self.timeout);
+        self.work(wait)?;
+        let steps = if self.rng.one_in(2) {
+            [Setting::SyncStandbys(k + 1), Setting::Nquorum(Some(quorum - 1))]
+        } else {
+            [Setting::Nquorum(Some(quorum + 1)), Setting::SyncStandbys(k.saturating_sub(1))]
+        };
+        for step in steps {
+            for _ in 0..=self.rng.below(2) {
+                say!(self.cluster, leader, "is asked for {step:?}");
+                self.user(leader, Command::Set(vec![step]));
+                let wait = self.rng.below(self.timeout / 2);
+                self.work(wait)?;
+            }
+            if self.rng.one_in(3) {
+                let term = self.cluster.host(leader).disk.hard.term;
+                self.cluster.kill_host(leader);
+                let Some(next) = self.await_leader_after(term)? else { return Ok(true) };
+                leader = next;
+            }
+        }
+        self.cluster.kill_host(leader);
+        let quorum = self.newest_config().nquorum();
+        for lost in standbys {
+            let left = config.voters().filter(|id| self.cluster.host(*id).power).count();
+            if left > quorum {
+                self.cluster.kill_host(lost);
+            }
+        }
+        self.work(3 * self.timeout)?;
         Ok(true)
     }
 

@@ -36,11 +36,20 @@ pub struct Plan {
     pub expected: Vec<Rule>,
     /// Three to five nodes, synchronous.
     pub lossless: bool,
+    /// Voters and quorums change, whatever is chosen for the rest; a change that could lose a commit is refused.
+    pub changes: bool,
+    /// Every second fault is this one.
+    pub more: Option<Fault>,
     /// Clocks are wrong by up to so many parts per million.
     pub clocks: Option<u64>,
     /// Clocks stand while their host is frozen.
     pub pausing_clocks: bool,
     pub tracing: bool,
+}
+
+/// Quorums and voters change all the time, and no acknowledged commit may be lost.
+pub fn changes() -> Plan {
+    Plan { lossless: true, changes: true, more: Some(Fault::QuorumsShift), ..Plan::default() }
 }
 
 pub struct Run {
@@ -66,6 +75,8 @@ pub struct Run {
     /// be seen.
     pub hands: bool,
     pub by_hand: bool,
+    /// What goes wrong more often than all else.
+    pub more: Option<Fault>,
     /// Rules are taken out: nobody waits for the cluster to be whole again.
     pub mutated: bool,
     clock_error: u64,
@@ -80,9 +91,12 @@ impl Run {
         cluster.tracing = plan.tracing;
         cluster.mutations.clone_from(&plan.mutations);
         cluster.checks.expected.clone_from(&plan.expected);
-        let config = some_config(&mut rng, plan.lossless);
+        let mut config = some_config(&mut rng, plan.lossless);
+        if plan.changes {
+            config.settings.lossless = Lossless::Require;
+        }
         let (nodes, timeout) = (config.members.len() as u32, config.settings.election_timeout());
-        let voters_change = !plan.lossless && rng.one_in(3);
+        let voters_change = plan.changes || !plan.lossless && rng.one_in(3);
         let guarded = config.lossless().0 && config.guards_commits();
         cluster.checks.lossless =
             guarded && (!voters_change || config.settings.lossless == Lossless::Require);
@@ -103,6 +117,7 @@ impl Run {
             voters_change,
             hands: !guarded && rng.one_in(8),
             by_hand: false,
+            more: plan.more,
             mutated: !plan.mutations.is_empty() || !plan.expected.is_empty(),
             clock_error: plan.clocks.unwrap_or(rng.pick(&CLOCKS)),
             extreme_clocks: plan.clocks.is_some(),

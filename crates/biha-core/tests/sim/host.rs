@@ -1,5 +1,7 @@
 //! A host: disk, clock, controller and server; how they start, stop, crash and freeze.
 
+use std::collections::BTreeMap;
+
 use biha_core::*;
 
 use super::disk::Writing;
@@ -70,6 +72,8 @@ pub struct Host {
     pub ghost: bool,
     /// The controller is not told that its server is in production. In a mutation only.
     pub hides_production: bool,
+    /// Last words of others. In a mutation only.
+    pub goodbyes: BTreeMap<NodeId, Goodbye>,
 }
 
 impl Host {
@@ -98,6 +102,7 @@ impl Host {
             stopped: false,
             ghost: false,
             hides_production: false,
+            goodbyes: BTreeMap::new(),
         }
     }
 

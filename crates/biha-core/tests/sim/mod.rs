@@ -147,8 +147,10 @@ impl Cluster {
         match what {
             What::Deliver(life, mut envelope) => {
                 if self.host(at).life == life {
+                    let forged = self.forged(&envelope);
                     self.arriving(&mut envelope);
                     self.step(at, Input::Message(*envelope));
+                    forged.into_iter().for_each(|envelope| self.step(at, Input::Message(envelope)));
                 }
             }
             What::Lost(at, peer, how) => self.step(at, Input::Disconnected(peer, how)),
@@ -186,8 +188,22 @@ impl Cluster {
         }
     }
 
-    /// One input for a node's core, and what comes of it.
+    /// One input for a node's core, and what comes of it. Where the server is in production the core sees it as it is, as
+    /// the controller that ships looks at it before each step.
     pub fn step(&mut self, id: NodeId, input: Input) {
+        let host = self.host(id);
+        if host.watched() && host.told.production && host.server.mode == ServerMode::Production {
+            let hint = Some(host.server.log.end());
+            let status = ServerStatus { hint, synced: self.synced_as_told(id), ..host.told };
+            if status != host.told {
+                self.host_mut(id).told = status;
+                self.take(id, Input::Server(status));
+            }
+        }
+        self.take(id, input);
+    }
+
+    fn take(&mut self, id: NodeId, input: Input) {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.watched()) else { return };
         let local = host.clock.local(now);
@@ -204,7 +220,8 @@ impl Cluster {
     /// Tells the core what the server looks like, if that is new.
     pub fn poke(&mut self, id: NodeId) {
         let mut status = self.host(id).server.status();
-        status.synced = self.synced(id);
+        status.synced =
+            if self.mutated(Mutation::StandbysNotAwaited) { Lsn(u64::MAX) } else { self.synced(id) };
         if self.chaos.lying_hints && self.rng.below(4) == 0 {
             status.hint = self.lie(id, status.hint);
         }
@@ -215,6 +232,10 @@ impl Cluster {
         }
         host.told = status;
         self.step(id, Input::Server(status));
+    }
+
+    fn synced_as_told(&self, id: NodeId) -> Lsn {
+        if self.mutated(Mutation::StandbysNotAwaited) { Lsn(u64::MAX) } else { self.synced(id) }
     }
 
     /// The receiver's view under- and overstates (PostgreSQL's receivedTLI and flushedUpto). In production there is

@@ -43,6 +43,13 @@ pub enum Mutation {
     ConfigNotCompared,
     /// A commit waits for one synchronous standby less than lossless asks for.
     OneStandbyLess,
+    /// Whoever is to become a synchronous standby counts as one at once, and what is to be replicated first counts as
+    /// replicated.
+    StandbysNotAwaited,
+    /// A node that has voted and hears of no new leader streams from its old one again.
+    OldLeaderFollowed,
+    /// What proved a leader's death goes on proving it while the leader is heard.
+    ProofOutlived,
 }
 
 impl Cluster {
@@ -71,6 +78,22 @@ impl Cluster {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// What is heard after this message, though nobody said it.
+    pub(super) fn forged(&mut self, heard: &Envelope) -> Vec<Envelope> {
+        match &heard.message {
+            Message::Goodbye(word) if self.mutated(Mutation::ProofOutlived) => {
+                self.host_mut(heard.to).goodbyes.insert(heard.from, *word);
+                Vec::new()
+            }
+            Message::Heartbeat(_) if self.mutated(Mutation::ProofOutlived) => {
+                let word = self.host(heard.to).goodbyes.get(&heard.from);
+                let again = word.map(|word| Envelope { message: Message::Goodbye(*word), ..heard.clone() });
+                again.into_iter().collect()
+            }
+            _ => Vec::new(),
         }
     }
 

@@ -13,6 +13,8 @@ pub struct Net {
     cut: BTreeSet<(NodeId, NodeId)>,
     /// And those in which only the control channel's frames do not.
     cut_control: BTreeSet<(NodeId, NodeId)>,
+    /// Those in which only WAL does not: controllers talk.
+    cut_wal: BTreeSet<(NodeId, NodeId)>,
     /// Connections between controllers, with the life of each side's controller.
     connections: BTreeMap<(NodeId, NodeId), (u64, u64)>,
     /// Attempts to connect that are to come, and when: one for each direction is enough.
@@ -29,6 +31,16 @@ impl Net {
         self.cut_control.extend([(a, b), (b, a)]);
     }
 
+    /// A standby still talks, and receives nothing.
+    pub fn cut_wal(&mut self, a: NodeId, b: NodeId) {
+        self.cut_wal.extend([(a, b), (b, a)]);
+    }
+
+    /// Does WAL pass?
+    pub fn streams(&self, a: NodeId, b: NodeId) -> bool {
+        self.open(a, b) && !self.cut_wal.contains(&(a, b))
+    }
+
     /// Can controllers talk, both ways?
     pub fn control_open(&self, a: NodeId, b: NodeId) -> bool {
         self.open(a, b) && !self.cut_control.contains(&(a, b))
@@ -41,6 +53,7 @@ impl Net {
     pub fn heal_all(&mut self) {
         self.cut.clear();
         self.cut_control.clear();
+        self.cut_wal.clear();
     }
 
     /// Does anything pass in this direction?

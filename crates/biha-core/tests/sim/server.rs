@@ -40,6 +40,8 @@ pub struct Server {
     pub flushing: bool,
     /// With how many records recovery is consistent.
     pub consistent_from: usize,
+    /// Who was streamed from before. In a mutation only.
+    pub former: Option<NodeId>,
     /// Commits that wait for synchronous standbys.
     pub unacknowledged: Vec<Waiting>,
 }
@@ -190,6 +192,12 @@ impl Cluster {
 
     fn stop_receiving(&mut self, id: NodeId) -> OrderResult {
         let goes_on = self.mutated(Mutation::ReceiverGoesOn);
+        if self.mutated(Mutation::OldLeaderFollowed) {
+            let host = self.host_mut(id);
+            host.server.former = host.server.receiver;
+            let patience = host.disk.config.settings.election_timeout();
+            self.after(patience, What::Pull(id));
+        }
         let server = &mut self.host_mut(id).server;
         if !goes_on {
             server.receiver = None;

@@ -25,11 +25,12 @@ impl Cluster {
     pub(super) fn pull(&mut self, id: NodeId) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         host.server.pulling = false;
+        host.server.receiver = host.server.receiver.or(host.server.former.take());
         let server = &host.server;
         let Some(source) = server.receiver else { return };
         let (mode, full) = (server.mode, host.disk.full);
         let Some(from) = self.hosts.get(&source).filter(|_| mode == Mode::Standby) else { return };
-        if !from.power || from.frozen || !self.net.open(id, source) {
+        if !from.power || from.frozen || !self.net.streams(id, source) {
             // Silence: nothing is noticed. The link's end or the host's return goes on from here.
             return;
         }
@@ -132,13 +133,20 @@ impl Cluster {
     /// The controller writes synchronous_standby_names.
     pub(super) fn set_synchronous(&mut self, id: NodeId) {
         let one_less = usize::from(self.mutated(Mutation::OneStandbyLess));
+        let at_once = self.mutated(Mutation::StandbysNotAwaited);
         let host = self.host_mut(id);
         let Some(node) = &host.controller else { return };
         let k = node.config().settings.sync_standbys as usize;
         if k == 0 {
             host.synchronous = (0, Vec::new());
         } else if node.state().is_leader() {
-            host.synchronous = (k.saturating_sub(one_less), node.view().synchronous);
+            let settled = node.view().synchronous;
+            let names = if at_once {
+                node.config().wal_voters().filter(|name| *name != id).collect()
+            } else {
+                settled
+            };
+            host.synchronous = (k.saturating_sub(one_less), names);
         }
     }
 
