@@ -47,9 +47,14 @@ mod tests {
         Spi::run("SELECT biha.add_node(4, 'h', 70000, 5433)").unwrap();
     }
 
-    #[pg_test]
-    fn null_gives_null() {
-        assert_eq!(Spi::get_one::<bool>("SELECT biha.set_leader(NULL)").unwrap(), None);
+    #[pg_test(error = "node number must not be null")]
+    fn set_leader_to_null() {
+        Spi::run("SELECT biha.set_leader(NULL)").unwrap();
+    }
+
+    #[pg_test(error = "mode must not be null")]
+    fn set_lossless_to_null() {
+        Spi::run("SELECT biha.set_lossless(NULL)").unwrap();
     }
 
     #[pg_test]

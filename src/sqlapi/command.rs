@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use biha_core::{Command, CommandError, Lossless, Setting};
 use pgrx::prelude::*;
 
-use super::{error_with_hint, natural, node_id, status_or_error};
+use super::{error_with_hint, given, natural, node_id, status_or_error};
 use crate::board;
 use crate::pg::wait;
 
@@ -75,7 +75,7 @@ fn report(error: &CommandError) -> ! {
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_leader(id: i32) -> bool {
+fn set_leader(id: Option<i32>) -> bool {
     carry_out(&Command::SetLeader(node_id(id)))
 }
 
@@ -103,49 +103,49 @@ fn set(settings: Vec<Setting>) -> bool {
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_heartbeat_max_lost(count: i32) -> bool {
+fn set_heartbeat_max_lost(count: Option<i32>) -> bool {
     set(vec![Setting::HeartbeatMaxLost(natural("heartbeat_max_lost", count))])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_heartbeat_send_period(ms: i32) -> bool {
+fn set_heartbeat_send_period(ms: Option<i32>) -> bool {
     set(vec![Setting::HeartbeatSendPeriod(natural("heartbeat_send_period", ms))])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_no_wal_on_follower(ms: i32) -> bool {
+fn set_no_wal_on_follower(ms: Option<i32>) -> bool {
     set(vec![Setting::NoWalOnFollower(natural("no_wal_on_follower", ms))])
 }
 
 /// 0 returns to the default.
-fn count(name: &str, value: i32) -> Option<u32> {
+fn count(name: &str, value: Option<i32>) -> Option<u32> {
     Some(natural(name, value)).filter(|n| *n > 0)
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_nquorum(nquorum: i32) -> bool {
+fn set_nquorum(nquorum: Option<i32>) -> bool {
     set(vec![Setting::Nquorum(count("nquorum", nquorum))])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_minnodes(minnodes: i32) -> bool {
+fn set_minnodes(minnodes: Option<i32>) -> bool {
     set(vec![Setting::Minnodes(count("minnodes", minnodes))])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_nquorum_and_minnodes(nquorum: i32, minnodes: i32) -> bool {
+fn set_nquorum_and_minnodes(nquorum: Option<i32>, minnodes: Option<i32>) -> bool {
     set(vec![Setting::Nquorum(count("nquorum", nquorum)), Setting::Minnodes(count("minnodes", minnodes))])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_lossless(mode: &str) -> bool {
-    let mode: Lossless = mode.parse().unwrap_or_else(|text: String| {
+fn set_lossless(mode: Option<&str>) -> bool {
+    let mode: Lossless = given("mode", mode).parse().unwrap_or_else(|text: String| {
         error_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, &text, "")
     });
     set(vec![Setting::Lossless(mode)])
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_sync_standbys(count: i32) -> bool {
+fn set_sync_standbys(count: Option<i32>) -> bool {
     set(vec![Setting::SyncStandbys(natural("sync_standbys", count))])
 }

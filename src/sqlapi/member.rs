@@ -7,11 +7,11 @@ use biha_io::{Identity, Magic, StateFiles};
 use pgrx::prelude::*;
 
 use super::command::carry_out;
-use super::{error_with_hint, invalid, natural, node_id, status_or_error};
+use super::{error_with_hint, given, invalid, natural, node_id, status_or_error};
 use crate::paths;
 use crate::pg::status;
 
-fn port(name: &str, value: i32) -> u16 {
+fn port(name: &str, value: Option<i32>) -> u16 {
     match u16::try_from(natural(name, value)) {
         Ok(port) if port > 0 => port,
         _ => invalid(format!("{name} must be between 1 and 65535"), ""),
@@ -34,21 +34,27 @@ fn host(value: &str) -> String {
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn add_node(id: i32, host: &str, port: i32, biha_port: i32, mode: default!(&str, "'regular'")) -> bool {
-    let mode = match mode {
+fn add_node(
+    id: Option<i32>,
+    host: Option<&str>,
+    port: Option<i32>,
+    biha_port: Option<i32>,
+    mode: default!(Option<&str>, "'regular'"),
+) -> bool {
+    let mode = match given("mode", mode) {
         "regular" => Mode::Regular,
         "referee" | "referee_with_wal" => error_with_hint(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             "referees are not supported yet",
             "Add the node with mode regular.",
         ),
-        _ => invalid(
-            format!("unknown mode \"{mode}\""),
+        unknown => invalid(
+            format!("unknown mode \"{unknown}\""),
             "The modes are regular, referee and referee_with_wal.",
         ),
     };
     let member = Member {
-        host: self::host(host),
+        host: self::host(given("host", host)),
         port: self::port("port", port),
         biha_port: self::port("biha_port", biha_port),
         mode,
@@ -61,23 +67,26 @@ fn add_node(id: i32, host: &str, port: i32, biha_port: i32, mode: default!(&str,
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn remove_node(id: i32) -> bool {
+fn remove_node(id: Option<i32>) -> bool {
     carry_out(&Command::RemoveNode(node_id(id)))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_priority(id: i32, priority: i32) -> bool {
-    carry_out(&Command::SetMember(node_id(id), MemberSetting::Priority(priority)))
+fn set_priority(id: Option<i32>, priority: Option<i32>) -> bool {
+    carry_out(&Command::SetMember(node_id(id), MemberSetting::Priority(given("priority", priority))))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_can_vote(id: i32, can_vote: bool) -> bool {
-    carry_out(&Command::SetMember(node_id(id), MemberSetting::CanVote(can_vote)))
+fn set_can_vote(id: Option<i32>, can_vote: Option<bool>) -> bool {
+    carry_out(&Command::SetMember(node_id(id), MemberSetting::CanVote(given("can_vote", can_vote))))
 }
 
 #[pg_extern(volatile, parallel_unsafe)]
-fn set_can_be_leader(id: i32, can_be_leader: bool) -> bool {
-    carry_out(&Command::SetMember(node_id(id), MemberSetting::CanBeLeader(can_be_leader)))
+fn set_can_be_leader(id: Option<i32>, can_be_leader: Option<bool>) -> bool {
+    carry_out(&Command::SetMember(
+        node_id(id),
+        MemberSetting::CanBeLeader(given("can_be_leader", can_be_leader)),
+    ))
 }
 
 /// What `bihactl add` needs to know, secrets included.

@@ -49,16 +49,28 @@ fn invalid(text: impl Into<String>, hint: &str) -> ! {
     error_with_hint(PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE, text, hint)
 }
 
+/// An argument that must not be NULL: a command that silently did nothing would look as if it had done something.
+fn given<T>(name: &str, value: Option<T>) -> T {
+    match value {
+        Some(value) => value,
+        None => error_with_hint(
+            PgSqlErrorCode::ERRCODE_NULL_VALUE_NOT_ALLOWED,
+            format!("{name} must not be null"),
+            "",
+        ),
+    }
+}
+
 /// The argument of a number that cannot be negative.
-fn natural(name: &str, value: i32) -> u32 {
-    match u32::try_from(value) {
+fn natural(name: &str, value: Option<i32>) -> u32 {
+    match u32::try_from(given(name, value)) {
         Ok(value) => value,
         Err(_) => invalid(format!("{name} must not be negative"), ""),
     }
 }
 
 /// The argument of a node's number.
-fn node_id(value: i32) -> biha_core::NodeId {
+fn node_id(value: Option<i32>) -> biha_core::NodeId {
     let id = natural("node number", value);
     if id == 0 {
         invalid("a node's number is at least 1", "");
