@@ -3,10 +3,14 @@
 use crate::command::{CommandError, CommandResult};
 use crate::event::EventKind;
 use crate::hardstate::{Hindrance, NodeError, NodeErrorKind, RewindState};
+use crate::message::NodeState;
 use crate::step::Order;
-use crate::{NodeId, Position, Term};
+use crate::{Millis, NodeId, Position, Term};
 
 use super::{Node, invalid};
+
+/// How long what was hindered is left alone while the leader can do without this node.
+const PAUSE: Millis = 10_000;
 
 impl Node {
     /// Takes note of what the restart before this start was for. Returns what there is to say of it.
@@ -55,10 +59,11 @@ impl Node {
     }
 
     /// Is it too early for another attempt at what was hindered, which is a restart of the server each time? The next
-    /// leader may be reached where this one was not. No longer than an election timeout: this leader may lack this very
-    /// node to take writes.
+    /// leader may be reached where this one was not. One that takes no writes may lack this very node.
     pub(super) fn pauses(&self) -> bool {
-        self.hard.rewind == RewindState::PutOff(self.hard.term) && self.now < self.started + self.timeout()
+        let serves = self.heard.as_ref().is_some_and(|heard| heard.beat.state == NodeState::LeaderRw);
+        let pause = if serves { PAUSE.max(self.timeout()) } else { self.timeout() };
+        self.hard.rewind == RewindState::PutOff(self.hard.term) && self.now < self.started + pause
     }
 
     /// As `biha.autoreclone`, once, and also where that would not.

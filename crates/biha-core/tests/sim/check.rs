@@ -169,8 +169,12 @@ impl Cluster {
                     self.wrong_word(id, envelope, "a candidacy that is not on disk");
                 }
                 let server = &self.hosts[&id].server;
+                let produces = matches!(server.mode, ServerMode::Production | ServerMode::Draining);
                 if request.position != server.log.end() || server.receiver.is_some() {
                     self.wrong_word(id, envelope, "a candidacy with a position that is not its WAL's end");
+                }
+                if produces {
+                    self.wrong_word(id, envelope, "a candidacy of a server in production");
                 }
                 self.check_only_vote(id, request.term, id);
             }
