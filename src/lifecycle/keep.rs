@@ -101,6 +101,13 @@ impl Kept {
         &self.removed
     }
 
+    /// What is missing, if the rewind found an earlier fork than the run before it: the source got another history in
+    /// between.
+    pub fn gap(&self, found: Position) -> Option<String> {
+        let is_earlier = found.lsn < self.set.fork;
+        is_earlier.then(|| format!("the WAL from {} to {} was not kept", found.lsn, self.set.fork))
+    }
+
     /// For when the rewind changed nothing: the WAL is still where it was.
     pub fn discard(&self) -> io::Result<()> {
         fs::remove_dir_all(&self.set.path)
@@ -378,6 +385,14 @@ mod tests {
         node.keep(at(6, 6 * SEGMENT), SEGMENT + 100).unwrap();
         assert_eq!(names(&lost::directory(&node.data())).len(), 1);
         assert!(!names(&kept.set.path).contains(&"stale".to_string()));
+    }
+
+    #[test]
+    fn a_rewind_to_an_earlier_fork_leaves_a_gap() {
+        let kept = Node::new().keep(at(6, 6 * SEGMENT), u64::MAX).unwrap();
+        assert_eq!(kept.gap(at(6, 6 * SEGMENT)), None);
+        let text = kept.gap(at(6, 5 * SEGMENT)).unwrap();
+        assert_eq!(text, "the WAL from 0/500000 to 0/600000 was not kept");
     }
 
     #[test]

@@ -192,9 +192,14 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
     let note = |result| note_in(&closed.path, result);
     let finished = match verdict(&ending) {
         Verdict::Broken(text) => return broken(text, stop),
-        Verdict::Rewound => sync_data(&closed.path)
-            .and_then(|()| if stub { aside.copy_back() } else { aside.bring_back() })
-            .and_then(|()| note(Ok(()))),
+        Verdict::Rewound => {
+            if let Some(text) = kept.and_then(|kept| kept.gap(report::fork(&ending.log)?)) {
+                super::report(PgLogLevel::WARNING, text, None);
+            }
+            sync_data(&closed.path)
+                .and_then(|()| if stub { aside.copy_back() } else { aside.bring_back() })
+                .and_then(|()| note(Ok(())))
+        }
         Verdict::NotNeeded => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Ok(()))),
         Verdict::Failed(why) => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Err(&why))),
         Verdict::Stopped => unchanged(&closed, &aside, stub, kept),
