@@ -120,8 +120,15 @@ pub fn left_behind(cluster: &Cluster) -> Result<&Node> {
     away.stop(StopMode::Fast)?;
     leader.query("CREATE TABLE much (n int, filler text)")?;
     let fill = "INSERT INTO much SELECT n, repeat('x', 1000) FROM generate_series(1, 20000) n";
+    let kept_up =
+        "SELECT coalesce(bool_and(flush_lsn >= pg_current_wal_lsn()), false) FROM pg_stat_replication";
     wait_until("its slot to be lost", A_MINUTE, || {
         leader.query(fill)?;
+        // The other follower must not be left behind as well.
+        wait_until("the WAL to be streamed", A_MINUTE, || {
+            ensure!(leader.value(kept_up)? == "t", "some of it is not");
+            Ok(())
+        })?;
         leader.query("CHECKPOINT")?;
         let slot =
             format!("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'biha_node_{}'", away.id);
