@@ -36,6 +36,9 @@ const OF_THE_DATABASE: &[&str] = &[
 /// In a data directory that is none ([`super::stub`]).
 pub const STUB: &str = "biha.stub";
 
+/// The true control file while pg_rewind is shown another ([`super::newest`]).
+pub const CONTROL_FILE: &str = "pg_control";
+
 /// What the source may have lying about and no start should find. Not backup_label: pg_rewind writes it.
 const LEFT_OVER: &[&str] = &[
     "backup_label.old",
@@ -49,6 +52,7 @@ const LEFT_OVER: &[&str] = &[
     "fallback_promote",
     "logrotate",
     STUB,
+    CONTROL_FILE,
 ];
 
 /// The files kept aside.

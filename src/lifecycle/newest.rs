@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 
+use super::aside;
 use crate::paths;
 use crate::pg::control;
 
@@ -23,7 +24,7 @@ pub struct Shown {
 
 impl Shown {
     /// What is to be shown; `None` if the true one will do.
-    fn of(data: &Path) -> io::Result<Option<Self>> {
+    pub fn of(data: &Path) -> io::Result<Option<Self>> {
         if cfg!(not(feature = "pg15")) {
             return Ok(None);
         }
@@ -31,18 +32,15 @@ impl Shown {
         Ok(control::on_newest_timeline(&original).map(|edited| Shown { edited, original }))
     }
 
-    /// Writes it into a data directory that is closed.
-    pub fn put(data: &Path) -> io::Result<Option<Self>> {
-        let shown = Self::of(data)?;
-        if let Some(shown) = &shown {
-            write(data, &shown.edited)?;
-        }
-        Ok(shown)
+    /// Writes it into a data directory that is closed; the true one is kept in `kept`.
+    pub fn put(&self, data: &Path, kept: &Path) -> io::Result<()> {
+        biha_io::durable_write(&kept.join(aside::CONTROL_FILE), &self.original)?;
+        write(data, &self.edited)
     }
 
-    /// Puts the true one back, durably, unless pg_rewind has written its own.
+    /// Puts the true one back, durably.
     pub fn take_back(&self, data: &Path) -> io::Result<()> {
-        if fs::read(data.join(CONTROL_FILE))? == self.edited { write(data, &self.original) } else { Ok(()) }
+        write(data, &self.original)
     }
 }
 
@@ -61,9 +59,10 @@ pub struct View {
 impl View {
     /// The directory itself, if it can be shown as it is: it is open, and stays what it is.
     pub fn of(data: &Path) -> io::Result<Self> {
-        let Some(shown) = Shown::of(data)? else { return Ok(View { path: data.into(), made: false }) };
         let view = View { path: data.join(paths::REWIND_VIEW), made: true };
+        // An earlier one whose postmaster was killed.
         view.remove()?;
+        let Some(shown) = Shown::of(data)? else { return Ok(View { path: data.into(), made: false }) };
         fs::create_dir_all(view.path.join("global"))?;
         fs::write(view.path.join(CONTROL_FILE), &shown.edited)?;
         symlink(data.join("pg_wal"), view.path.join("pg_wal"))?;
@@ -86,7 +85,7 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         if self.made {
-            // The next one begins with that, too.
+            // The next one begins with that.
             let _ = self.remove();
         }
     }

@@ -93,9 +93,14 @@ impl Closed {
         fs::rename(&new, &path)
     }
 
+    /// Shows pg_rewind the newest timeline.
+    fn show(&mut self, aside: &Aside) -> io::Result<()> {
+        self.shown = Shown::of(&self.path)?;
+        self.shown.as_ref().map_or(Ok(()), |shown| shown.put(&self.path, aside.directory()))
+    }
+
     fn open(&self) -> io::Result<()> {
         self.keep_pid_file()?;
-        self.shown.as_ref().map_or(Ok(()), |shown| shown.take_back(&self.path))?;
         sync_directory(&self.path)?;
         self.set_mode(self.mode)
     }
@@ -179,11 +184,11 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
         closed.path.clone_from(&sibling);
     }
     let broken = |text: String, stop| Outcome::Broken { text, kept: aside.directory().into(), stop };
-    match closed.close().and_then(|()| Shown::put(&closed.path)) {
-        Ok(shown) => closed.shown = shown,
-        Err(error) => return broken(format!("could not close the data directory: {error}"), false),
+    if let Err(error) = closed.close() {
+        return broken(format!("could not close the data directory: {error}"), false);
     }
-    let ending = match rewind(&closed, &aside, source) {
+    let ending = match closed.show(&aside).map(|()| rewind(&closed, &aside, source)).unwrap_or_else(not_shown)
+    {
         Ok(ending) => ending,
         // The child may still have been at work when it was lost sight of.
         Err(error) => return broken(format!("could not watch pg_rewind: {error}"), false),
@@ -209,6 +214,11 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
         Ok(()) => Outcome::Whole { stop },
         Err(error) => broken(format!("could not bring this node's files back: {error}"), stop),
     }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "as of a pg_rewind that ran")]
+fn not_shown(error: io::Error) -> io::Result<Ending> {
+    Ok(Ending::not_started(format!("could not prepare the control file: {error}")))
 }
 
 /// Has a data directory tablespaces, which a re-clone does not copy?
@@ -306,6 +316,7 @@ fn unchanged(closed: &Closed, aside: &Aside, stub: bool, kept: Option<&Kept>) ->
     if let Some(Err(error)) = kept.map(Kept::discard) {
         super::report(PgLogLevel::WARNING, format!("could not remove the WAL that was kept: {error}"), None);
     }
+    closed.shown.as_ref().map_or(Ok(()), |shown| shown.take_back(&closed.path))?;
     fs::copy(aside.directory().join(paths::REWIND_LOG), closed.path.join(paths::REWIND_LOG))?;
     if stub { aside.return_moved() } else { aside.give_up() }
 }
@@ -329,7 +340,8 @@ fn rewind(closed: &Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
         }
     };
     watch(running, read_log, |signal, stop| {
-        closed.keep_pid_file()?;
+        // The next look tries again, and the directory is not opened without.
+        let _ = closed.keep_pid_file();
         Ok(if signal == Some(libc::SIGQUIT) {
             Some("the server was stopped in immediate mode")
         } else if stop && !Ending::changes_begun(&read_log()) {
