@@ -21,9 +21,12 @@ use biha_io::{
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
 
+use crate::agent::receiver::{node_name, synchronous_standby_names};
 use crate::board::{self, MemberStatus, Status};
 use crate::gate::drain::drain;
-use crate::pg::{backends, clock, postmaster, process, random, status, wait, walsender, worker};
+use crate::pg::{
+    backends, clock, postmaster, process, random, settings, slots, status, wait, walsender, worker,
+};
 use crate::rejections::Rejections;
 use crate::{guc, lifecycle, paths};
 
@@ -237,11 +240,31 @@ impl Controller {
         let oldest_wal = Lsn(board::gate().oldest_wal.load(Ordering::Relaxed));
         let synced = walsender::flushed_by(self.node.config().settings.sync_standbys);
         let sick = self.is_sick();
-        let server = ServerStatus { sick, oldest_wal, synced, ..status::read(self.server.checkpointed) };
+        let counts_others = self.node.is_changing() && self.counts_others();
+        let read = status::read(self.server.checkpointed);
+        let server = ServerStatus { sick, oldest_wal, synced, counts_others, ..read };
         if server != self.server {
             self.server = server;
             self.step(Input::Server(server));
         }
+    }
+
+    /// May PostgreSQL still count a standby as synchronous that does not count any more? The postmaster has read the
+    /// settings when this process has; each WAL sender reads them for itself.
+    fn counts_others(&self) -> bool {
+        let config = self.node.config();
+        if !config.guards_commits() {
+            return false;
+        }
+        let members = self.node.view().synchronous;
+        let names = synchronous_standby_names(config.settings.sync_standbys, &members);
+        if settings::get(c"synchronous_standby_names").is_none_or(|read| read != names) {
+            return true;
+        }
+        let names: Vec<String> = members.into_iter().map(node_name).collect();
+        let own = slots::list().into_iter().filter(|slot| names.contains(&slot.name));
+        let own: Vec<i32> = own.filter_map(|slot| slot.user).collect();
+        walsender::counted().iter().any(|sender| !own.contains(sender))
     }
 
     /// Has no write come through to the disks for too long?

@@ -340,7 +340,7 @@ fn quoted(value: &str) -> String {
 }
 
 /// `ANY k (...)`; the same text on every node, this one's own name included, which never connects to itself.
-fn synchronous_standby_names(k: u32, members: &[NodeId]) -> String {
+pub fn synchronous_standby_names(k: u32, members: &[NodeId]) -> String {
     let names: Vec<_> = members.iter().map(|id| node_name(*id)).collect();
     if k == 0 || names.is_empty() { String::new() } else { format!("ANY {k} ({})", names.join(", ")) }
 }

@@ -41,7 +41,7 @@ impl Keeper {
         for id in wanted {
             match existing.iter().find(|slot| slot.name == node_name(id)) {
                 None => create_slot(id),
-                Some(slot) if follows && !slot.active => move_up(slot, status, id),
+                Some(slot) if follows && slot.user.is_none() => move_up(slot, status, id),
                 Some(_) => {}
             }
         }
@@ -75,7 +75,7 @@ fn create_slot(id: NodeId) {
 }
 
 fn drop_slot(slot: &Slot) {
-    if slot.active {
+    if slot.user.is_some() {
         return;
     }
     match slots::drop(&slot.name) {

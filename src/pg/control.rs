@@ -74,8 +74,9 @@ const MIN_RECOVERY_TIMELINE: usize = offset_of!(pg_sys::ControlFileData, minReco
 const CHECKPOINT_TIMELINE: usize =
     offset_of!(pg_sys::ControlFileData, checkPointCopy) + offset_of!(pg_sys::CheckPoint, ThisTimeLineID);
 
-/// A control file's bytes, but with the newest timeline that the data directory has WAL of as its last checkpoint's;
-/// `None` if that is what they say, or if their checksum is wrong. PostgreSQL does not start with it.
+/// A control file's bytes, but with the newest timeline that was replayed (minRecoveryPointTLI) as its last checkpoint's;
+/// `None` if that is what they say, or if their checksum is wrong. PostgreSQL does not start with it (xlogrecovery.c,
+/// "requested timeline is not a child of this server's history").
 pub fn on_newest_timeline(bytes: &[u8]) -> Option<Vec<u8>> {
     let number = |at: usize| bytes.get(at..at + size_of::<u32>())?.try_into().ok().map(u32::from_ne_bytes);
     let crc = |bytes: &[u8]| bytes.get(..CRC).map(crc32c::crc32c);

@@ -15,8 +15,8 @@ const CONTROL_LOCK: usize = 37;
 pub struct Slot {
     /// Its name.
     pub name: String,
-    /// A process uses it.
-    pub active: bool,
+    /// The process that uses it.
+    pub user: Option<i32>,
     /// WAL from here on is kept; `None` if it keeps none, or no more.
     pub restart: Option<Lsn>,
     /// WAL that it should have kept has been removed (`max_slot_wal_keep_size`).
@@ -40,14 +40,14 @@ pub fn list() -> Vec<Slot> {
                 continue;
             }
             pg_sys::SpinLockAcquire(&raw mut (*slot).mutex);
-            let (data, active) = ((*slot).data, (*slot).active_pid != 0);
+            let (data, user) = ((*slot).data, (*slot).active_pid);
             pg_sys::SpinLockRelease(&raw mut (*slot).mutex);
             if data.database != pg_sys::InvalidOid {
                 continue;
             }
             found.push(Slot {
                 name: CStr::from_ptr(data.name.data.as_ptr()).to_string_lossy().into_owned(),
-                active,
+                user: (user != 0).then_some(user),
                 restart: (data.restart_lsn != 0).then_some(Lsn(data.restart_lsn)),
                 lost: compat::slot_is_lost(&data),
             });

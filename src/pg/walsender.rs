@@ -7,7 +7,9 @@ use pgrx::pg_sys;
 #[derive(Clone, Copy, Debug)]
 struct Sender {
     pid: i32,
-    /// Its standby is one of the synchronous ones, and has caught up.
+    /// Its standby is one of the synchronous ones.
+    counts: bool,
+    /// And has caught up.
     synchronous: bool,
     /// What its standby has on disk.
     flushed: u64,
@@ -24,9 +26,11 @@ fn each(mut look: impl FnMut(Sender)) {
             let entry = senders.add(i);
             pg_sys::SpinLockAcquire(&raw mut (*entry).mutex);
             let caught_up = (*entry).state == pg_sys::WalSndState::WALSNDSTATE_STREAMING;
+            let counts = (*entry).sync_standby_priority > 0;
             let sender = Sender {
                 pid: (*entry).pid,
-                synchronous: caught_up && (*entry).sync_standby_priority > 0,
+                counts,
+                synchronous: caught_up && counts,
                 flushed: (*entry).flush,
             };
             pg_sys::SpinLockRelease(&raw mut (*entry).mutex);
@@ -54,6 +58,13 @@ pub fn terminate_all() -> usize {
 pub fn pids() -> Vec<i32> {
     let mut pids = Vec::new();
     each(|sender| pids.push(sender.pid));
+    pids
+}
+
+/// Process numbers of those whose standbys PostgreSQL takes for synchronous.
+pub fn counted() -> Vec<i32> {
+    let mut pids = Vec::new();
+    each(|sender| pids.extend(sender.counts.then_some(sender.pid)));
     pids
 }
 

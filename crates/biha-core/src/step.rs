@@ -60,6 +60,8 @@ pub struct ServerStatus {
     /// In production: as many standbys as `sync_standbys` says have flushed the WAL up to here; 0 if there are
     /// fewer.
     pub synced: Lsn,
+    /// In production: PostgreSQL may still count a standby as synchronous that does not count any more.
+    pub counts_others: bool,
     /// In recovery: where the control file will say that the WAL ends once the server is stopped. What lies beyond was
     /// not replayed, and pg_rewind does not see it (`minRecoveryPoint`; pg_rewind.c).
     pub end_on_file: Lsn,

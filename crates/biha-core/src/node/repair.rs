@@ -59,10 +59,12 @@ impl Node {
     }
 
     /// Is it too early for another attempt at what was hindered, which is a restart of the server each time? The next
-    /// leader may be reached where this one was not. One that takes no writes may lack this very node.
+    /// leader may be reached where this one was not. One that takes no writes, or whose commits wait for standbys, may
+    /// lack this very node.
     pub(super) fn pauses(&self) -> bool {
         let serves = self.heard.as_ref().is_some_and(|heard| heard.beat.state == NodeState::LeaderRw);
-        let pause = if serves { PAUSE.max(self.timeout()) } else { self.timeout() };
+        let spared = serves && self.config.settings.sync_standbys == 0;
+        let pause = if spared { PAUSE.max(self.timeout()) } else { self.timeout() };
         self.hard.rewind == RewindState::PutOff(self.hard.term) && self.now < self.started + pause
     }
 

@@ -87,9 +87,10 @@ impl Node {
         }
     }
 
-    /// Has a synchronous quorum by the new configuration everything that was acknowledged by the old one?
+    /// Has a synchronous quorum by the new configuration everything that was acknowledged by the old one? As long as the
+    /// server counts others, commits are acknowledged on their word too.
     pub(super) fn change_is_flushed(&mut self) -> bool {
-        let (synced, hint) = (self.server.synced, self.server.hint);
+        let (synced, hint) = (self.server.synced, self.server.hint.filter(|_| !self.server.counts_others));
         let guarded = self.config.guards_commits();
         let (members, settings) = (&self.config.members, &self.config.settings);
         let Role::Leader(leader) = &mut self.role else { return false };

@@ -43,6 +43,11 @@ pub struct View {
 }
 
 impl Node {
+    /// Does this leader wait for a change of the configuration to be settled?
+    pub fn is_changing(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.change.is_some())
+    }
+
     /// This node's own state.
     pub fn state(&self) -> NodeState {
         if self.hard.error.is_some() {

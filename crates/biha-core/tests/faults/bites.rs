@@ -119,6 +119,12 @@ fn standbys_that_are_not_awaited() {
 }
 
 #[test]
+fn names_that_are_not_awaited() {
+    let mutations = vec![Mutation::NamesNotAwaited];
+    breaks_in(Rule::S3, Plan { mutations, ..changes() });
+}
+
+#[test]
 fn an_old_leader_that_is_followed_again() {
     let mutations = vec![Mutation::OldLeaderFollowed, Mutation::NoLease, Mutation::NoStickiness];
     let more = Some(Fault::OldLeaderReturns);

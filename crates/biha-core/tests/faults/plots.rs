@@ -106,31 +106,44 @@ impl Run {
         Ok(true)
     }
 
-    /// Some standbys lag. The cluster comes to wait for one standby more and for one voter less, or the other way round,
-    /// step by step; leaders die in between. In the end the leader is lost, and as many of the standbys that have its WAL
-    /// as can be spared.
+    /// The cluster comes to wait for one standby more and for one voter less, or the other way round, while some standbys
+    /// lag, or one that does not ceases to be a voter; leaders die in between. In the end the leader is lost, and as many of
+    /// the standbys that have its WAL as can be spared.
     pub fn quorums_shift(&mut self) -> Result<bool, String> {
         let Some(mut leader) = self.leader() else { return Ok(false) };
         let config = self.cluster.host(leader).disk.config.clone();
         let (k, quorum) = (config.settings.sync_standbys, config.nquorum() as u32);
         let mut standbys: Vec<NodeId> = config.wal_voters().filter(|id| *id != leader).collect();
         let lagging = (standbys.len() + 1).saturating_sub(k as usize);
-        for _ in 0..self.rng.below(lagging as u64) {
-            let lags = standbys.remove(self.rng.below(standbys.len() as u64) as usize);
-            self.cluster.ids().into_iter().for_each(|id| self.cluster.net.cut_wal(id, lags));
+        let lagging = self.rng.below(lagging as u64) as usize;
+        let set = |setting| Command::Set(vec![setting]);
+        let (steps, late) = match self.rng.below(3) {
+            0 => (vec![set(Setting::SyncStandbys(k + 1)), set(Setting::Nquorum(Some(quorum - 1)))], false),
+            1 => (
+                vec![
+                    set(Setting::Nquorum(Some(quorum + 1))),
+                    set(Setting::SyncStandbys(k.saturating_sub(1))),
+                ],
+                false,
+            ),
+            _ => {
+                let out = Command::SetMember(self.rng.pick(&standbys), MemberSetting::CanVote(false));
+                (vec![set(Setting::SyncStandbys(k + 1)), out, set(Setting::SyncStandbys(k))], true)
+            }
+        };
+        if !late {
+            self.lag(&mut standbys, lagging);
         }
-        say!(self.cluster, leader, "k {k}, nquorum {quorum}, not lagging {standbys:?}");
         let wait = self.rng.below(self.timeout);
         self.work(wait)?;
-        let steps = if self.rng.one_in(2) {
-            [Setting::SyncStandbys(k + 1), Setting::Nquorum(Some(quorum - 1))]
-        } else {
-            [Setting::Nquorum(Some(quorum + 1)), Setting::SyncStandbys(k.saturating_sub(1))]
-        };
-        for step in steps {
+        for (number, step) in steps.iter().enumerate() {
+            if late && number == 2 {
+                standbys.sort_by_key(|id| matches!(steps[1], Command::SetMember(out, _) if out == *id));
+                self.lag(&mut standbys, lagging);
+            }
             for _ in 0..=self.rng.below(2) {
                 say!(self.cluster, leader, "is asked for {step:?}");
-                self.user(leader, Command::Set(vec![step]));
+                self.user(leader, step.clone());
                 let wait = self.rng.below(self.timeout / 2);
                 self.work(wait)?;
             }
@@ -141,6 +154,19 @@ impl Run {
                 leader = next;
             }
         }
+        self.lose(leader, standbys, &config)?;
+        Ok(true)
+    }
+
+    /// The first of the standbys receive no more WAL.
+    fn lag(&mut self, standbys: &mut Vec<NodeId>, count: usize) {
+        for lags in standbys.drain(..count.min(standbys.len())) {
+            self.cluster.ids().into_iter().for_each(|id| self.cluster.net.cut_wal(id, lags));
+        }
+    }
+
+    /// The leader is lost, and as many of the standbys as leave a quorum.
+    fn lose(&mut self, leader: NodeId, standbys: Vec<NodeId>, config: &ClusterConfig) -> Result<(), String> {
         self.cluster.kill_host(leader);
         let quorum = self.newest_config().nquorum();
         for lost in standbys {
@@ -149,8 +175,7 @@ impl Run {
                 self.cluster.kill_host(lost);
             }
         }
-        self.work(3 * self.timeout)?;
-        Ok(true)
+        self.work(3 * self.timeout)
     }
 
     fn await_leader_after(&mut self, term: Term) -> Result<Option<NodeId>, String> {

@@ -281,6 +281,7 @@ fn server(args: &mut Args) -> Parsed<Input> {
         sick: args.flag("sick"),
         oldest_wal: Lsn(args.key_or("oldest", 0)?),
         synced: Lsn(args.key_or("synced", 0)?),
+        counts_others: args.flag("counts-others"),
         end_on_file: Lsn(args.key_or("on_file", end)?),
         asked: args.key_or("asked", 0)?,
         hint,

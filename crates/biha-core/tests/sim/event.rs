@@ -22,6 +22,7 @@ pub enum What {
     Checkpointed(NodeId, u64),
     Exit(NodeId, u64, Millis, After),
     Written(NodeId, u64),
+    Reloaded(NodeId, u64),
 }
 
 /// What follows the end of a server.
@@ -39,7 +40,8 @@ impl What {
             What::Lost(at, ..) | What::Tick(at) | What::Connect(at, _) => (*at, true),
             What::Agent(at, ..) | What::AwaitEnds(at, ..) => (*at, true),
             What::Pull(at) | What::Up(at, _) | What::Start(at, ..) | What::Flushed(at, _) => (*at, false),
-            What::Checkpointed(at, _) | What::Exit(at, ..) | What::Written(at, _) => (*at, false),
+            What::Checkpointed(at, _) | What::Exit(at, ..) => (*at, false),
+            What::Written(at, _) | What::Reloaded(at, _) => (*at, false),
         }
     }
 }

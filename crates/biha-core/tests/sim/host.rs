@@ -60,8 +60,10 @@ pub struct Host {
     pub writing: Option<Writing>,
     pub backlog: Vec<What>,
     pub order: Option<(OrderId, Order)>,
-    /// `ANY k (...)`, as the controller has set it.
+    /// How many standbys a commit waits for, and whose flushes are counted: the names that the server has read.
     pub synchronous: (usize, Vec<NodeId>),
+    /// The names that it has not read yet.
+    pub names: Option<Vec<NodeId>>,
     pub told: ServerStatus,
     pub tick_at: Millis,
     pub traced: Option<(NodeState, Term)>,
@@ -95,6 +97,7 @@ impl Host {
             backlog: Vec::new(),
             order: None,
             synchronous: (0, Vec::new()),
+            names: None,
             told: ServerStatus::default(),
             tick_at: Millis::MAX,
             traced: None,
@@ -149,6 +152,7 @@ impl Cluster {
         host.life += 1;
         host.gate = 0;
         host.order = None;
+        host.names = None;
         host.told = ServerStatus::default();
         host.tick_at = Millis::MAX;
         host.traced = None;

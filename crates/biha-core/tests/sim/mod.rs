@@ -185,6 +185,7 @@ impl Cluster {
             }
             What::Exit(at, life, until, after) => self.exit(at, life, until, after),
             What::Written(at, life) => self.written(at, life),
+            What::Reloaded(at, life) => self.reloaded(at, life),
         }
     }
 
@@ -194,7 +195,8 @@ impl Cluster {
         let host = self.host(id);
         if host.watched() && host.told.production && host.server.mode == ServerMode::Production {
             let hint = Some(host.server.log.end());
-            let status = ServerStatus { hint, synced: self.synced_as_told(id), ..host.told };
+            let (synced, counts_others) = (self.synced_as_told(id), self.counts_others(id));
+            let status = ServerStatus { hint, synced, counts_others, ..host.told };
             if status != host.told {
                 self.host_mut(id).told = status;
                 self.take(id, Input::Server(status));
@@ -220,8 +222,7 @@ impl Cluster {
     /// Tells the core what the server looks like, if that is new.
     pub fn poke(&mut self, id: NodeId) {
         let mut status = self.host(id).server.status();
-        status.synced =
-            if self.mutated(Mutation::StandbysNotAwaited) { Lsn(u64::MAX) } else { self.synced(id) };
+        (status.synced, status.counts_others) = (self.synced_as_told(id), self.counts_others(id));
         if self.chaos.lying_hints && self.rng.below(4) == 0 {
             status.hint = self.lie(id, status.hint);
         }

@@ -43,9 +43,10 @@ pub enum Mutation {
     ConfigNotCompared,
     /// A commit waits for one synchronous standby less than lossless asks for.
     OneStandbyLess,
-    /// Whoever is to become a synchronous standby counts as one at once, and what is to be replicated first counts as
-    /// replicated.
+    /// What is to be replicated first counts as replicated.
     StandbysNotAwaited,
+    /// A change is settled though the server still counts who does not count any more.
+    NamesNotAwaited,
     /// A node that has voted and hears of no new leader streams from its old one again.
     OldLeaderFollowed,
     /// What proved a leader's death goes on proving it while the leader is heard.

@@ -64,6 +64,7 @@ impl Server {
             sick: false,
             oldest_wal: Lsn(0),
             synced: Lsn(0),
+            counts_others: false,
             end_on_file: self.log.end().lsn,
             asked: 0,
             hint: up.then(|| self.log.end()),

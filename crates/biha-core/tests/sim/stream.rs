@@ -130,24 +130,49 @@ impl Cluster {
         Ok(number)
     }
 
-    /// The controller writes synchronous_standby_names.
+    /// The controller's word for k counts at once; synchronous_standby_names is read when the server comes to it.
     pub(super) fn set_synchronous(&mut self, id: NodeId) {
         let one_less = usize::from(self.mutated(Mutation::OneStandbyLess));
-        let at_once = self.mutated(Mutation::StandbysNotAwaited);
+        let at_once = self.chaos.jitter == 0;
         let host = self.host_mut(id);
         let Some(node) = &host.controller else { return };
         let k = node.config().settings.sync_standbys as usize;
         if k == 0 {
             host.synchronous = (0, Vec::new());
-        } else if node.state().is_leader() {
-            let settled = node.view().synchronous;
-            let names = if at_once {
-                node.config().wal_voters().filter(|name| *name != id).collect()
-            } else {
-                settled
-            };
-            host.synchronous = (k.saturating_sub(one_less), names);
+            host.names = None;
+            return;
         }
+        if !node.state().is_leader() {
+            return;
+        }
+        let names = node.view().synchronous;
+        host.synchronous.0 = k.saturating_sub(one_less);
+        if host.synchronous.1 == names {
+            host.names = None;
+        } else if at_once {
+            host.synchronous.1 = names;
+        } else if host.names.replace(names).is_none() {
+            let (life, takes) = (self.host(id).life, self.rng.below(1000));
+            self.after(takes, What::Reloaded(id, life));
+        }
+    }
+
+    pub(super) fn reloaded(&mut self, id: NodeId, life: u64) {
+        let host = self.host_mut(id);
+        if host.life == life
+            && let Some(names) = host.names.take()
+        {
+            host.synchronous.1 = names;
+            self.flushed_at_standbys(id);
+            self.poke(id);
+        }
+    }
+
+    /// Does the server count anybody who does not count any more?
+    pub(super) fn counts_others(&self, id: NodeId) -> bool {
+        let host = self.host(id);
+        let gone = |names: &Vec<NodeId>| host.synchronous.1.iter().any(|name| !names.contains(name));
+        host.names.as_ref().is_some_and(gone) && !self.mutated(Mutation::NamesNotAwaited)
     }
 
     /// How many of this server's records enough standbys have flushed, if there are enough.

@@ -15,7 +15,7 @@ use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::wait_until;
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, wait_process};
 
 const WAITING: &str = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
 const VISIBLE: &str = "SELECT count(*) FROM t";
@@ -27,7 +27,11 @@ struct Pending(Receiver<Result<()>>);
 
 impl Pending {
     fn start(node: &Node, first: &str, then: &str) -> Result<Pending> {
-        let session = Session::open(&node.address, "postgres", A_MINUTE)?;
+        Self::start_in("postgres", node, first, then)
+    }
+
+    fn start_in(database: &str, node: &Node, first: &str, then: &str) -> Result<Pending> {
+        let session = Session::open(&node.address, database, A_MINUTE)?;
         if !first.is_empty() {
             session.query(first)?;
         }
@@ -217,5 +221,29 @@ fn lossless_require_overrules_sessions() {
         ensure!(leader.value(VISIBLE)? == "3", "{} rows", leader.value(VISIBLE)?);
         leader.query("ROLLBACK PREPARED 'two'")?;
         cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// Who ceases to be a voter has acknowledged commits as long as the WAL senders go by the old settings: the change is done
+/// when they do not any more.
+#[test]
+fn lossless_change_waits_until_the_server_has_read_it() {
+    let name = "lossless_change_waits_until_the_server_has_read_it";
+    run(name, builder(), &expected(), |cluster, _| {
+        let leader = cluster.wait_healthy(TEN_SECONDS)?;
+        let (out, other) = (cluster.others(leader.id)[0], cluster.others(leader.id)[1]);
+        // Nobody writes the settings.
+        let agent = wait_process(leader, "biha agent", TEN_SECONDS)?.pid;
+        process::signal(agent, Signal::STOP)?;
+        let sql = format!("SELECT biha.set_can_vote({}, false)", out.id);
+        let change = Pending::start_in("biha_db", leader, "", &sql)?;
+        wait_until("the configuration to have come", TEN_SECONDS, || {
+            let sql = format!("SELECT can_vote FROM biha.config() WHERE id = {}", out.id);
+            ensure!(other.biha_value(&sql)? == "f", "it votes as before");
+            Ok(())
+        })?;
+        change.expect_unanswered()?;
+        process::signal(agent, Signal::CONT)?;
+        change.answer()
     });
 }
