@@ -48,6 +48,9 @@ pub struct Reign {
 /// How long after waking an event may tell of what ended during the sleep, in microseconds.
 const WAKING: i64 = 1_000_000;
 
+/// How long a stop may take to come, in microseconds: what was elected meanwhile dies of it, too.
+const COMING: i64 = 50_000;
+
 /// All reigns, by their beginning. `lease` is in microseconds.
 pub fn reigns(events: &BTreeSet<Event>, blows: &[Blow], lease: i64) -> Vec<Reign> {
     let mut nodes: BTreeMap<u32, Vec<&Event>> = BTreeMap::new();
@@ -83,6 +86,10 @@ fn struck(reign: Reign, blows: &[Blow], lease: i64) -> Vec<Reign> {
     let mut mine: Vec<&Blow> = blows.iter().filter(|blow| blow.node == reign.node).collect();
     mine.sort_by_key(|blow| blow.at);
     for blow in mine {
+        let coming = blow.woke.is_none() && blow.at < rest.from && rest.from < blow.at + COMING;
+        if coming {
+            return pieces;
+        }
         if blow.at < rest.from || blow.at >= rest.to {
             continue;
         }
@@ -156,6 +163,19 @@ mod tests {
         assert_eq!(violations(&reigns(&told, &[refused(65)], 5)).len(), 1, "as if it had gone on at 65");
         assert!(violations(&reigns(&told, &[refused(NEVER)], 5)).is_empty());
         assert_eq!(violations(&reigns(&told, &[refused(NEVER)], 20)).len(), 1, "the lease was not over");
+    }
+
+    #[test]
+    fn who_was_elected_while_its_stop_was_coming_reigns_no_more() {
+        let begin = 1_000_000;
+        let told = events(&[
+            (begin, 1, 2, "FAILOVER"),
+            (begin + 50, 2, 3, "FAILOVER"),
+            (begin + 90, 1, 2, "STARTED"),
+        ]);
+        let stop = |at| Blow { node: 1, at, woke: None };
+        assert_eq!(violations(&reigns(&told, &[stop(begin - COMING)], 5)).len(), 1, "that was another one");
+        assert!(violations(&reigns(&told, &[stop(begin - 10)], 5)).is_empty());
     }
 
     #[test]
