@@ -187,8 +187,7 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
     if let Err(error) = closed.close() {
         return broken(format!("could not close the data directory: {error}"), false);
     }
-    let ending = match closed.show(&aside).map(|()| rewind(&closed, &aside, source)).unwrap_or_else(not_shown)
-    {
+    let ending = match rewind(&mut closed, &aside, source) {
         Ok(ending) => ending,
         // The child may still have been at work when it was lost sight of.
         Err(error) => return broken(format!("could not watch pg_rewind: {error}"), false),
@@ -214,11 +213,6 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
         Ok(()) => Outcome::Whole { stop },
         Err(error) => broken(format!("could not bring this node's files back: {error}"), stop),
     }
-}
-
-#[allow(clippy::unnecessary_wraps, reason = "as of a pg_rewind that ran")]
-fn not_shown(error: io::Error) -> io::Result<Ending> {
-    Ok(Ending::not_started(format!("could not prepare the control file: {error}")))
 }
 
 /// Has a data directory tablespaces, which a re-clone does not copy?
@@ -329,9 +323,12 @@ pub fn log_directory(data: &Path) -> Option<PathBuf> {
 }
 
 /// Runs pg_rewind to its end, or to an end that an operator's stop or its own standstill makes necessary.
-fn rewind(closed: &Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
+fn rewind(closed: &mut Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
     let log_path = aside.directory().join(paths::REWIND_LOG);
     let log = File::create(&log_path)?;
+    if let Err(error) = closed.show(aside) {
+        return Ok(Ending::not_started(format!("could not prepare the control file: {error}")));
+    }
     let read_log = || fs::read_to_string(&log_path).unwrap_or_default();
     let running = match Running::start(rewinding(closed, source, &log)?) {
         Ok(running) => running,

@@ -7,15 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::expect;
-use biha_cluster_tests::node::{REWIND, StopMode};
+use biha_cluster_tests::node::StopMode;
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::scenario::{judge, run};
 use rustix::process::Signal;
 
-use crate::common::{
-    A_MINUTE, TEN_SECONDS, diverge, expect_little_lost, expect_stays_down, failover_lines, wait_process,
-};
+use crate::common::{A_MINUTE, TEN_SECONDS, diverge, expect_little_lost, expect_stays_down, failover_lines};
+use crate::rewind_interrupted::start_rewound;
 
 /// How long a node must stay down to be believed.
 const DOWN: Duration = Duration::from_secs(3);
@@ -133,11 +132,10 @@ fn stop_in_the_middle_of_a_rewind() {
         diverge(old, 100_000)?;
         old.kill_all()?;
         cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
-        old.start_unawaited()?;
-        let rewind = wait_process(old, REWIND, A_MINUTE)?;
-        signal(rewind.pid, Signal::STOP)?;
+        let rewind = start_rewound(old)?;
+        signal(rewind, Signal::STOP)?;
         let asked = old.signal(Signal::INT);
-        signal(rewind.pid, Signal::CONT)?;
+        signal(rewind, Signal::CONT)?;
         asked?;
         expect_stays_down(old, DOWN)?;
         let started = std::time::Instant::now();

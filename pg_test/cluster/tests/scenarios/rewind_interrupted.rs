@@ -81,7 +81,7 @@ pub fn begin_rewind(cluster: &Cluster) -> Result<(&Node, i32, Oracle)> {
 }
 
 /// Starts a server that is to be rewound: gives pg_rewind's process.
-fn start_rewound(node: &Node) -> Result<i32> {
+pub fn start_rewound(node: &Node) -> Result<i32> {
     node.start_unawaited()?;
     Ok(wait_process(node, REWIND, A_MINUTE)?.pid)
 }
