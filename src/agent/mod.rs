@@ -20,11 +20,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use biha_core::{Millis, Order, OrderId, OrderResult};
-use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::{log, pg_guard, pg_sys};
 
 use crate::board::{self, Status};
-use crate::pg::{process, recovery, settings, wait, worker, xlog};
+use crate::pg::{process, recovery, wait, worker, xlog};
 
 /// How often the slots and settings are looked at when nothing else happens.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub fn register() {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn biha_agent_main(_argument: pg_sys::Datum) {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    worker::handle_signals();
     board::gate().agent_latch.store(process::my_latch(), Ordering::SeqCst);
     Agent::new().run();
     worker::end();
@@ -79,9 +79,7 @@ impl Agent {
     /// Carries out orders until the server is being stopped.
     fn run(&mut self) {
         while !wait::stop_requested() {
-            if BackgroundWorker::sighup_received() {
-                settings::reload();
-            }
+            worker::reload_if_told();
             if let Some((id, order)) = board::order_after(self.done) {
                 self.carry_out(id, &order);
                 continue;

@@ -6,7 +6,7 @@ use biha_core::Millis;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys;
 
-use crate::pg::postmaster;
+use crate::pg::{postmaster, settings};
 
 /// Why a wait ended; several may be true.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,8 @@ pub struct Woken {
 /// Lets SIGHUP and SIGTERM set flags and the latch, and unblocks signals.
 pub fn handle_signals() {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM);
+    // Until now SIGHUP was ignored (bgworker.c, `StartBackgroundWorker`): one that came since the fork is lost.
+    settings::reload();
 }
 
 /// Was a SIGTERM received since the last call?
@@ -30,11 +32,7 @@ pub fn reload_if_told() -> bool {
     if !BackgroundWorker::sighup_received() {
         return false;
     }
-    // SAFETY: the worker's own reload, outside any transaction, as PostgreSQL's auxiliary processes do it.
-    unsafe {
-        pg_sys::ConfigReloadPending = 0;
-        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
-    }
+    settings::reload();
     true
 }
 

@@ -75,6 +75,7 @@ scenarios! {
     a_rewind_that_was_hindered_is_tried_again
     a_rewind_waits_until_the_fork_is_replayed
     a_rewind_waits_until_the_leader_is_ready
+    a_server_promoted_again_is_rewound_again
     a_server_in_production_neither_votes_nor_stands
     a_sick_leader_gives_up_where_the_others_can_elect
     a_sick_leader_without_a_successor_goes_on

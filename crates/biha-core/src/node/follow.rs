@@ -6,7 +6,7 @@ use crate::hardstate::{NodeErrorKind, RewindState, TimelineEntry};
 use crate::history::{Ancestry, ancestry};
 use crate::message::{Heartbeat, HeartbeatAck, HistoryEntry, Message};
 use crate::step::{Order, Output};
-use crate::{Incarnation, NodeId, Position, Term};
+use crate::{Incarnation, Lsn, NodeId, Position, Term};
 
 use super::elect::{Cause, Stand};
 use super::{Death, Heard, Node, Role, Sticky, Wal, prune};
@@ -244,15 +244,17 @@ impl Node {
             }
             return Some(Order::Follow { leader });
         };
+        let parting = match fork {
+            Lsn(0) => format!("the WAL ends at {position}, on a timeline that node {leader}'s history lacks"),
+            _ => format!("the WAL ends at {position} but leaves node {leader}'s at {fork}"),
+        };
         let done = [RewindState::Done(self.hard.term), RewindState::Recloned(self.hard.term)];
         if done.contains(&self.hard.rewind) {
-            let text = format!("the WAL still leaves node {leader}'s at {fork} after a rewind");
-            self.fail(NodeErrorKind::RewindFailed, text);
+            self.fail(NodeErrorKind::RewindFailed, format!("after a rewind {parting}"));
             return None;
         }
         if !self.options.autorewind {
-            let text = format!("the WAL ends at {position} but leaves node {leader}'s at {fork}");
-            self.fail(NodeErrorKind::Diverged, text);
+            self.fail(NodeErrorKind::Diverged, parting);
             return None;
         }
         // Where replay has not come as far as the fork, pg_rewind would find nothing to do.
@@ -260,8 +262,7 @@ impl Node {
             return None;
         }
         self.hard.rewind = RewindState::Requested(self.hard.term);
-        let cause = format!("the WAL ends at {position} but leaves node {leader}'s at {fork}");
-        self.note(EventKind::Rewind, &cause, Vec::new());
+        self.note(EventKind::Rewind, &parting, Vec::new());
         self.persist();
         Some(Order::Restart { rewind: Some(leader), drain: false })
     }

@@ -7,7 +7,7 @@ use crate::message::NodeState;
 use crate::step::Order;
 use crate::{Millis, NodeId, Position, Term};
 
-use super::{Node, invalid};
+use super::{Node, Wal, invalid};
 
 /// How long what was hindered is left alone while the leader can do without this node.
 const PAUSE: Millis = 10_000;
@@ -55,6 +55,16 @@ impl Node {
                 None
             }
             (_, None) => None,
+        }
+    }
+
+    /// The stream has begun: the rewind before it has done its work. Should the WAL part again, somebody has promoted
+    /// this server since, and it is rewound again.
+    pub(super) fn rejoined(&mut self) {
+        let receives = matches!(self.wal, Wal::Receiving { term, .. } if term == self.hard.term);
+        if receives && self.hard.rewind == RewindState::Done(self.hard.term) {
+            self.hard.rewind = RewindState::None;
+            self.persist();
         }
     }
 

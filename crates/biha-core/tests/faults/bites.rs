@@ -35,15 +35,18 @@ fn breaks_in(rule: Rule, plan: Plan) {
     let plan = Plan { expected, ..plan };
     let mutations = &plan.mutations;
     let found = (0..WITHIN).find(|seed| {
-        let broken = catch_unwind(AssertUnwindSafe(|| {
-            let mut run = Run::new(*seed, &plan);
-            run.faults().is_err()
-        }));
+        let broken = catch_unwind(AssertUnwindSafe(|| Run::new(*seed, &plan).faults().is_err()));
         // A core that finds itself wrong dies: that is seen too, but is not what is looked for.
         broken.unwrap_or(false)
     });
     let seed = found.unwrap_or_else(|| panic!("{rule:?} holds in {WITHIN} seeds without {mutations:?}"));
     println!("{mutations:?}: {rule:?} broken by seed {seed}");
+    // As the core ships it holds there, and in those around it.
+    let whole = Plan { mutations: Vec::new(), ..plan.clone() };
+    for seed in seed.saturating_sub(50)..seed + 50 {
+        let held = Run::new(seed, &whole).faults();
+        held.unwrap_or_else(|text| panic!("{rule:?} is broken by seed {seed} with all rules: {text}"));
+    }
 }
 
 #[test]
@@ -134,6 +137,13 @@ fn an_old_leader_that_is_followed_again() {
 #[test]
 fn a_proof_of_death_that_outlives_the_silence() {
     breaks(Rule::S2, &[Mutation::ProofOutlived], false);
+}
+
+#[test]
+fn a_number_that_a_promotion_by_hand_took() {
+    let mutations = vec![Mutation::HistoryFilesOverlooked];
+    let more = Some(Fault::PromotionBreaksOff);
+    breaks_in(Rule::S4, Plan { mutations, more, ..Plan::default() });
 }
 
 /// Seeds in which only this is broken, and is; the others hold.

@@ -30,6 +30,7 @@ pub enum Fault {
     DeposedLeaderVotes,
     OldLeaderReturns,
     QuorumsShift,
+    PromotionBreaksOff,
     Switchover,
     Parameter,
     Member,
@@ -137,6 +138,7 @@ impl Run {
             DeposedLeaderVotes => return self.deposed_leader_votes(),
             OldLeaderReturns => return self.old_leader_returns(),
             QuorumsShift => return self.quorums_shift(),
+            PromotionBreaksOff => return Ok(self.promotion_breaks_off(a)),
             Switchover => self.user(a, Command::SetLeader(b)),
             Parameter => self.change_parameter(a, b),
             Member => return Ok(self.change_members(b)),
@@ -185,6 +187,16 @@ impl Run {
             c.promote_by_hand(id);
         }
         may && standby
+    }
+
+    /// The number is taken as after a whole promotion.
+    fn promotion_breaks_off(&mut self, id: NodeId) -> bool {
+        let breaks = self.cluster.host(id).server.mode == ServerMode::Standby;
+        if breaks {
+            self.by_hand = true;
+            self.cluster.promotion_breaks_off(id);
+        }
+        breaks
     }
 
     /// Its data are there, its state file is not. One at a time, as long as the others can elect without it.

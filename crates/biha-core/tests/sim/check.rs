@@ -177,6 +177,7 @@ impl Cluster {
                     self.wrong_word(id, envelope, "a candidacy of a server in production");
                 }
                 self.check_only_vote(id, request.term, id);
+                self.check_number(id, request.term, id);
             }
             Message::HeartbeatAck(ack) if ack.config > self.host(id).disk.config.version => {
                 self.wrong_word(id, envelope, "a configuration that is not on disk");
@@ -212,6 +213,18 @@ impl Cluster {
             self.wrong_word(id, envelope, what);
         }
         self.check_only_vote(id, reply.term, to);
+        self.check_number(id, reply.term, to);
+    }
+
+    /// S4: nobody votes for a term whose number, or a higher one, is that of a timeline in its own pg_wal, unless the
+    /// candidate has opened it.
+    fn check_number(&mut self, id: NodeId, term: Term, candidate: NodeId) {
+        let newest = self.hosts[&id].server.log.max_timeline();
+        let opened = self.checks.timelines.get(&newest) == Some(&candidate);
+        if Term(newest) >= term && !opened && !self.checks.two_leaders {
+            let text = format!("n{id} votes for n{candidate} in term {term} and has timeline {newest}");
+            self.checks.violation(Rule::S4, text);
+        }
     }
 
     fn wrong_word(&mut self, id: NodeId, envelope: &Envelope, what: &str) {

@@ -192,31 +192,34 @@ impl Cluster {
     /// One input for a node's core, and what comes of it. Where the server is in production the core sees it as it is, as
     /// the controller that ships looks at it before each step.
     pub fn step(&mut self, id: NodeId, input: Input) {
-        let host = self.host(id);
-        if host.watched() && host.told.production && host.server.mode == ServerMode::Production {
-            let hint = Some(host.server.log.end());
-            let (synced, counts_others) = (self.synced_as_told(id), self.counts_others(id));
-            let status = ServerStatus { hint, synced, counts_others, ..host.told };
-            if status != host.told {
-                self.host_mut(id).told = status;
-                self.take(id, Input::Server(status));
-            }
-        }
-        self.take(id, input);
-    }
-
-    fn take(&mut self, id: NodeId, input: Input) {
         let now = self.now;
+        let seen = self.seen_anew(id);
         let Some(host) = self.hosts.get_mut(&id).filter(|host| host.watched()) else { return };
         let local = host.clock.local(now);
         let Some(node) = &mut host.controller else { return };
+        let mut outputs = seen.map_or_else(Vec::new, |status| node.step(local, Input::Server(status)));
         if let Input::Command(request, command) = &input {
             self.checks.asked(*request, command, node.state().is_leader());
         }
-        let outputs = node.step(local, input);
+        outputs.extend(node.step(local, input));
         self.fingerprint.add(&(now, id, &outputs));
         self.perform(id, outputs);
         self.settle(id);
+    }
+
+    /// What has changed on a server in production since the core was told.
+    fn seen_anew(&mut self, id: NodeId) -> Option<ServerStatus> {
+        let host = self.host(id);
+        if !host.watched() || !host.told.production || host.server.mode != ServerMode::Production {
+            return None;
+        }
+        let hint = Some(host.server.log.end());
+        let (synced, counts_others) = (self.synced_as_told(id), self.counts_others(id));
+        let status = ServerStatus { hint, synced, counts_others, ..host.told };
+        (status != host.told).then(|| {
+            self.host_mut(id).told = status;
+            status
+        })
     }
 
     /// Tells the core what the server looks like, if that is new.

@@ -51,6 +51,8 @@ pub enum Mutation {
     OldLeaderFollowed,
     /// What proved a leader's death goes on proving it while the leader is heard.
     ProofOutlived,
+    /// A history file without WAL of its timeline is not taken for a number in use.
+    HistoryFilesOverlooked,
 }
 
 impl Cluster {

@@ -193,6 +193,7 @@ impl Cluster {
 
     fn stop_receiving(&mut self, id: NodeId) -> OrderResult {
         let goes_on = self.mutated(Mutation::ReceiverGoesOn);
+        let overlooks = self.mutated(Mutation::HistoryFilesOverlooked);
         if self.mutated(Mutation::OldLeaderFollowed) {
             let host = self.host_mut(id);
             host.server.former = host.server.receiver;
@@ -206,11 +207,9 @@ impl Cluster {
         }
         // Its last act is to sync what it wrote.
         server.on_disk = server.log.records.len();
-        OrderResult::Stopped {
-            position: server.log.end(),
-            complete: server.log.complete(),
-            max_timeline: server.log.max_timeline(),
-        }
+        let position = server.log.end();
+        let max_timeline = if overlooks { position.timeline } else { server.log.max_timeline() };
+        OrderResult::Stopped { position, complete: server.log.complete(), max_timeline }
     }
 
     fn promote(&mut self, id: NodeId, timeline: Timeline) -> OrderResult {
@@ -255,6 +254,15 @@ impl Cluster {
             say!(self, id, "in production on timeline {next}, by hand");
             self.poke(id);
         }
+    }
+
+    /// Somebody calls pg_promote(), and the power goes before anything but the history file is on disk.
+    pub fn promotion_breaks_off(&mut self, id: NodeId) {
+        let log = &mut self.host_mut(id).server.log;
+        let next = log.max_timeline() + 1;
+        log.files.insert(next);
+        say!(self, id, "has a history file of timeline {next}, by hand");
+        self.kill_host(id);
     }
 
     /// The server begins to shut down; the controller says its last word and ends.

@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use biha_cluster_tests::client::Session;
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::node::Node;
 use biha_cluster_tests::oracle::{Load, Oracle};
@@ -120,5 +121,40 @@ fn kill9_agent_crash_restart() {
             oracle.wait_acks(100, TEN_SECONDS)?;
         }
         Ok(())
+    });
+}
+
+/// A worker that has been forked and does not handle signals yet is told of a change of the configuration files.
+#[test]
+fn sighup_to_a_controller_that_starts() {
+    under_load("sighup_to_a_controller_that_starts", |cluster, _, _| {
+        let leader = cluster.leader()?;
+        let follower = cluster.others(leader.id)[0];
+        let reload = |sql: &str| -> Result<()> {
+            follower.query(sql)?;
+            follower.query("SELECT pg_reload_conf()").map(drop)
+        };
+        let prefix = follower.value("SHOW log_line_prefix")?;
+        // All that is forked waits for so many seconds before it does anything else.
+        reload("ALTER SYSTEM SET post_auth_delay = 2")?;
+        let old = worker(follower, CONTROLLER)?;
+        let session = Session::open(&follower.address, "postgres", TEN_SECONDS)?;
+        let mark = follower.log_mark();
+        signal(old.pid, Signal::TERM)?;
+        wait_until("a new controller", TEN_SECONDS, || {
+            ensure!(worker(follower, CONTROLLER)?.pid != old.pid, "it is the old one");
+            anyhow::Ok(())
+        })?;
+        session.query(&format!("ALTER SYSTEM SET log_line_prefix = '{prefix}reloaded '"))?;
+        session.query("SELECT pg_reload_conf()")?;
+        // The first that it says: whatever else is reloaded later brings it up to date.
+        let said = format!("LOG:  biha: term {}: STARTED: ", follower.own_status()?.term);
+        follower.wait_log(mark, &said, TEN_SECONDS)?;
+        follower.wait_log(mark, &format!("reloaded {said}"), TEN_SECONDS)?;
+        for setting in ["post_auth_delay", "log_line_prefix"] {
+            session.query(&format!("ALTER SYSTEM RESET {setting}"))?;
+        }
+        session.query("SELECT pg_reload_conf()")?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
     });
 }
