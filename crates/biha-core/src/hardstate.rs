@@ -136,8 +136,8 @@ pub enum RewindState {
     None,
     /// Asked for in this term; the restart that does it has not come back yet. Such a node neither votes nor stands.
     Requested(Term),
-    /// Done in the term in which it was asked for. To find the WAL parted again in the same term, before it was ever
-    /// streamed, is an error and not a reason to try for ever.
+    /// Done in the term in which it was asked for. To find the WAL parted again in the same term, though nobody has
+    /// promoted the server since, is an error and not a reason to try for ever.
     Done(Term),
     /// A re-clone was asked for; as [`RewindState::Requested`].
     Recloning,

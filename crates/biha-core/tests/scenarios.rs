@@ -46,7 +46,7 @@ scenarios! {
     a_leader_with_a_sick_disk_hands_over
     a_lost_connection_drops_the_voter_from_the_lease
     a_new_leader_republishes_the_configuration
-    a_new_voter_counts_as_synchronous_when_its_admission_is_settled
+    a_new_voter_counts_as_synchronous_when_a_quorum_has_its_admission
     a_newer_incarnation_is_proof_of_death
     a_node_made_anew_is_heard_by_who_slept
     a_node_removed_while_it_was_away_is_told_when_it_is_back

@@ -45,7 +45,7 @@ pub(super) struct Change {
 
 impl Change {
     /// A quorum has it on disk. Another change may then follow, as this one may wait for standbys that are gone.
-    fn is_on_quorum(&self) -> bool {
+    pub(super) fn is_on_quorum(&self) -> bool {
         matches!(self.barrier, Barrier::Until(_))
     }
 

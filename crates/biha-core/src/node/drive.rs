@@ -82,6 +82,7 @@ impl Node {
         let entry = TimelineEntry { term, leader: self.hard.node, fork: position.lsn };
         self.hard.timelines.insert(position.timeline, entry);
         self.know_timeline(position.timeline);
+        self.may_rewind_again();
         self.note(EventKind::Demoted, "the server was promoted without an election", Vec::new());
         self.persist();
     }

@@ -315,7 +315,6 @@ impl Node {
             *moved = now;
         }
         if begins {
-            self.rejoined();
             // The leader should not have to wait for the next heartbeat to know.
             self.acknowledge_again();
         }

@@ -7,7 +7,7 @@ use crate::message::NodeState;
 use crate::step::Order;
 use crate::{Millis, NodeId, Position, Term};
 
-use super::{Node, Wal, invalid};
+use super::{Node, invalid};
 
 /// How long what was hindered is left alone while the leader can do without this node.
 const PAUSE: Millis = 10_000;
@@ -58,13 +58,11 @@ impl Node {
         }
     }
 
-    /// The stream has begun: the rewind before it has done its work. Should the WAL part again, somebody has promoted
-    /// this server since, and it is rewound again.
-    pub(super) fn rejoined(&mut self) {
-        let receives = matches!(self.wal, Wal::Receiving { term, .. } if term == self.hard.term);
-        if receives && self.hard.rewind == RewindState::Done(self.hard.term) {
+    /// Somebody promoted this server: that its WAL parts again says nothing about the rewind or re-clone before.
+    pub(super) fn may_rewind_again(&mut self) {
+        let tried = matches!(self.hard.rewind, RewindState::Done(_) | RewindState::Recloned(_));
+        if tried && self.hard.error.is_none() {
             self.hard.rewind = RewindState::None;
-            self.persist();
         }
     }
 

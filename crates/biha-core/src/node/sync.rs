@@ -65,15 +65,16 @@ impl Node {
         if self.config.guards_commits() && promoted && waits { self.now + LOOK } else { Millis::MAX }
     }
 
-    /// The voters whose flush a commit may count. While a member is being taken in or out it does not count: an
-    /// election by the other configuration would not ask it. That does not matter where commits were not guarded.
+    /// The voters whose flush a commit may count. Until a quorum has a new configuration the one before it may elect,
+    /// which would not ask who comes and asks who goes: neither counts meanwhile. That does not matter where commits
+    /// were not guarded. Afterwards the new one alone elects, whatever else the change still waits for.
     pub(super) fn synchronous(&self) -> Vec<NodeId> {
         let change = match &self.role {
-            Role::Leader(leader) => leader.change.as_ref(),
+            Role::Leader(leader) => leader.change.as_ref().filter(|change| !change.is_on_quorum()),
             _ => None,
         };
-        let old = || change.iter().flat_map(|change| &change.old).filter(|old| old.guards_commits());
-        let before = |id: &NodeId| old().all(|old| old.wal_voters().any(|voter| voter == *id));
+        let old = change.and_then(|change| change.old.last()).filter(|old| old.guards_commits());
+        let before = |id: &NodeId| old.is_none_or(|old| old.wal_voters().any(|voter| voter == *id));
         self.config.wal_voters().filter(before).collect()
     }
 

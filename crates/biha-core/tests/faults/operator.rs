@@ -184,6 +184,7 @@ impl Run {
             }
             return;
         }
+        self.operator.attempts = 0;
         match task {
             Task::Remove { id, again } => {
                 say!(self.cluster, id, "OPERATOR has removed it");
