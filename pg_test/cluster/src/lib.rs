@@ -13,6 +13,7 @@ pub mod bench;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+pub mod delay;
 pub mod disk;
 pub mod logs;
 pub mod network;

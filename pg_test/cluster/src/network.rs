@@ -9,10 +9,14 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio, id};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::delay::Delay;
 use crate::process::alive;
 use crate::run::{Runner, is_root, run};
 
@@ -42,6 +46,7 @@ impl Network {
 pub struct Namespaces {
     tag: String,
     nodes: Vec<u32>,
+    delays: Mutex<Vec<Delay>>,
 }
 
 impl Namespaces {
@@ -55,7 +60,7 @@ impl Namespaces {
         static MADE: AtomicU32 = AtomicU32::new(0);
         remove_stale()?;
         let tag = format!("{PREFIX}{}-{}", id(), MADE.fetch_add(1, Ordering::Relaxed));
-        let made = Namespaces { tag, nodes: Vec::new() };
+        let made = Namespaces { tag, nodes: Vec::new(), delays: Mutex::default() };
         let hub = made.hub();
         ip(&["netns", "add", &hub])?;
         ip(&["-n", &hub, "link", "set", "lo", "up"])?;
@@ -82,6 +87,19 @@ impl Namespaces {
         self.prepare_cuts(&name)
     }
 
+    /// Does something in a thread of its own in a node's namespace.
+    pub fn inside<T: Send>(&self, node: u32, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let path = format!("/run/netns/{}", self.name(node));
+        thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                let namespace = File::open(path)?;
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                body()
+            });
+            entered.join().map_err(|_| anyhow!("the thread in the namespace of node {node} panicked"))?
+        })
+    }
+
     /// How a node's programs are started.
     pub fn runner(&self, node: u32) -> Runner {
         Runner { namespace: Some(self.name(node)), ..Runner::default() }
@@ -101,6 +119,8 @@ impl Namespaces {
 
     /// Everything flows again, on all links.
     pub fn heal(&self) -> Result<()> {
+        let delays = std::mem::take(&mut *self.delays.lock().unwrap_or_else(PoisonError::into_inner));
+        delays.into_iter().try_for_each(Delay::end)?;
         for &node in self.nodes.iter().chain([&CLIENT]) {
             nft(&self.name(node), "flush set ip biha cut\nflush chain ip biha losing\n")?;
         }
@@ -115,12 +135,19 @@ impl Namespaces {
         Ok(())
     }
 
-    /// So many percent of the packets that other nodes send to this one are lost. By nftables: netem, which could delay
-    /// and reorder them as well, is a module that many kernels come without.
+    /// So many percent of the packets that other nodes send to this one are lost. By nftables: netem is a module that
+    /// many kernels come without.
     pub fn lose(&self, node: u32, percent: u64) -> Result<()> {
         let from = format!("ip saddr != {} ip saddr {}/24", address(CLIENT), address(CLIENT));
         let rule = format!("add rule ip biha losing {from} numgen random mod 100 < {percent} drop\n");
         nft(&self.name(node), &rule)
+    }
+
+    /// Each packet that other nodes send to this one arrives up to so many ms later, by chance: in another order.
+    pub fn delay(&self, node: u32, longest: u64, seed: u64) -> Result<()> {
+        let delay = Delay::start(&self.name(node), &address(CLIENT), Duration::from_millis(longest), seed)?;
+        self.delays.lock().unwrap_or_else(PoisonError::into_inner).push(delay);
+        Ok(())
     }
 
     /// What is sent to this node queues up, for up to 300 ms, in front of a link of so many kbit/s; what does not fit

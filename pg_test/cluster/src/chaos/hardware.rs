@@ -6,6 +6,7 @@ use crate::chaos::inject::{LATER, Remedy, Struck, struck, wall};
 use crate::chaos::plan::{Fault, Kind};
 use crate::chaos::random::Random;
 use crate::chaos::reign::Blow;
+use crate::chaos::watch::Watch;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::wait::wait_until;
@@ -13,6 +14,7 @@ use crate::wait::wait_until;
 /// A disk that is full, hangs or is slow: it will be well again by itself. One that refuses writes has to be mended.
 pub fn disk(cluster: &Cluster, node: &Node, fault: &Fault) -> Result<Struck> {
     let (disk, id, at) = (cluster.disk(node.id)?, node.id, wall());
+    let watch = Watch::start(node);
     let remedy = match fault.kind {
         Kind::DiskFull => {
             disk.fill()?;
@@ -35,6 +37,7 @@ pub fn disk(cluster: &Cluster, node: &Node, fault: &Fault) -> Result<Struck> {
     struck.sick_disk = true;
     // What it notes of its end it may not be able to write.
     struck.blows.push(Blow { node: id, at, woke: Some(i64::MAX) });
+    struck.watch = Some(watch);
     Ok(struck)
 }
 

@@ -14,6 +14,7 @@ use crate::chaos::operator;
 use crate::chaos::plan::{Fault, Kind, Target};
 use crate::chaos::random::Random;
 use crate::chaos::reign::{Blow, NEVER};
+use crate::chaos::watch::Watch;
 use crate::cluster::Cluster;
 use crate::network::CLIENT;
 use crate::node::{Node, StopMode};
@@ -58,6 +59,8 @@ pub struct Struck {
     pub remedy: Remedy,
     /// What it did to whoever may have led.
     pub blows: Vec<Blow>,
+    /// Sees what ends of it meanwhile.
+    pub watch: Option<Watch>,
     /// When the last blow of it had fallen, where that was before it was all done.
     pub fell: Option<Instant>,
     /// Clients may get answers late that were given before.
@@ -76,6 +79,7 @@ impl Struck {
             node: Some(node),
             remedy,
             blows: Vec::new(),
+            watch: None,
             fell: None,
             cuts_clients: false,
             sick_disk: false,
@@ -144,6 +148,7 @@ pub fn strike(cluster: &mut Cluster, leader: u32, fault: &Fault, spared: &[u32])
         | Kind::Silence
         | Kind::LinkDown
         | Kind::Loss
+        | Kind::Delay
         | Kind::SlowLink => network(cluster, &node, fault)?,
         Kind::Switchover => operator::switchover(cluster, &node, leader, spared)?,
         Kind::Settings => operator::settings(cluster, &node, fault.chance)?,
@@ -244,6 +249,11 @@ fn network(cluster: &Cluster, node: &Node, fault: &Fault) -> Result<Struck> {
             network.lose(id, percent)?;
             struck.told = format!("{percent} %");
         }
+        Kind::Delay => {
+            let longest = random.between(5, 100);
+            network.delay(id, longest, random.draw())?;
+            struck.told = format!("up to {longest} ms");
+        }
         _ => {
             let rate = random.between(300, 3000);
             network.slow_down(id, rate)?;
@@ -261,6 +271,8 @@ pub fn undo(cluster: &Cluster, done: &mut [Struck]) -> Result<()> {
     }
     let (mut down, mut sick): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     for struck in done.iter_mut() {
+        let ended = struck.watch.take().and_then(Watch::ended);
+        struck.blows.extend(ended.zip(struck.node).map(|(at, node)| Blow { node, at, woke: None }));
         let slept = struck.blows.iter_mut().filter(|blow| blow.woke.is_some());
         for blow in slept {
             // What has ended, as servers do whose disk is sick, or is ended here, does not go on.

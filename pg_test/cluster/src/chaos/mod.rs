@@ -15,5 +15,6 @@ pub mod register;
 pub mod reign;
 pub mod report;
 pub mod round;
+pub mod watch;
 pub mod witness;
 pub mod workload;

@@ -35,6 +35,8 @@ pub enum Kind {
     LinkDown,
     /// Packets between nodes are lost.
     Loss,
+    /// Packets between nodes arrive late, and in another order.
+    Delay,
     /// What a node is sent queues up in front of a slow link, and what does not fit is dropped.
     SlowLink,
     /// `biha.set_leader()`.
@@ -76,14 +78,14 @@ pub enum Kind {
 }
 
 use Kind::{
-    AddKilled, ClockStep, CutOneWay, CutPair, DiskFull, DiskHangs, DiskRefuses, DiskSlow, FreezeLong,
+    AddKilled, ClockStep, CutOneWay, CutPair, Delay, DiskFull, DiskHangs, DiskRefuses, DiskSlow, FreezeLong,
     FreezeShort, KillAgent, KillAll, KillBackend, KillController, KillNode, KillPostmaster, LinkDown, Loss,
     Membership, Partition, PowerLoss, PowerLossAll, RestartStorm, RewindKilled, Settings, Silence, SlowLink,
     StateFlipped, StateSwapped, StateTruncated, StopFast, StopImmediate, Switchover,
 };
 
 /// All of them.
-pub const KINDS: [Kind; 33] = [
+pub const KINDS: [Kind; 34] = [
     KillPostmaster,
     KillController,
     KillAgent,
@@ -98,6 +100,7 @@ pub const KINDS: [Kind; 33] = [
     Silence,
     LinkDown,
     Loss,
+    Delay,
     SlowLink,
     Switchover,
     Settings,
@@ -120,7 +123,7 @@ pub const KINDS: [Kind; 33] = [
 ];
 
 /// What is over in an instant: any two of them can be done at once.
-const INSTANT: [Kind; 20] = [
+const INSTANT: [Kind; 21] = [
     KillPostmaster,
     KillController,
     KillAgent,
@@ -135,6 +138,7 @@ const INSTANT: [Kind; 20] = [
     LinkDown,
     StopImmediate,
     Loss,
+    Delay,
     DiskFull,
     DiskRefuses,
     DiskHangs,
@@ -143,7 +147,7 @@ const INSTANT: [Kind; 20] = [
     ClockStep,
 ];
 /// What leaves no node that is there but does not answer: an operator's commands are tried under it.
-const FIRE: [Kind; 11] = [
+const FIRE: [Kind; 12] = [
     KillPostmaster,
     KillController,
     KillAgent,
@@ -151,6 +155,7 @@ const FIRE: [Kind; 11] = [
     KillNode,
     StopImmediate,
     Loss,
+    Delay,
     SlowLink,
     DiskSlow,
     PowerLoss,
@@ -173,12 +178,12 @@ impl Kind {
 
     /// Is a disk or a link slow, or does it lose something, so that nothing can be said of how long anything takes?
     pub fn slows(self) -> bool {
-        matches!(self, Loss | SlowLink | DiskHangs | DiskSlow)
+        matches!(self, Loss | Delay | SlowLink | DiskHangs | DiskSlow)
     }
 
     /// May whoever leads lose its office at any time until the fault is over, and acknowledge till then?
     pub fn lasts(self) -> bool {
-        matches!(self, Loss | SlowLink | DiskFull | DiskRefuses | DiskSlow)
+        matches!(self, Loss | Delay | SlowLink | DiskFull | DiskRefuses | DiskSlow)
     }
 
     /// Is there perhaps no room to keep WAL aside?
@@ -192,7 +197,7 @@ impl Kind {
             FreezeShort => random.between(50, 250),
             FreezeLong => random.between(600, 1500),
             CutOneWay | CutPair | Partition | Silence | LinkDown => random.between(300, 1500),
-            Loss | SlowLink => random.between(1000, 2500),
+            Loss | Delay | SlowLink => random.between(1000, 2500),
             KillPostmaster | KillNode | KillAll | StopFast | StopImmediate | PowerLoss | PowerLossAll => {
                 random.between(0, 800)
             }

@@ -83,29 +83,23 @@ pub fn reigns(events: &BTreeSet<Event>, blows: &[Blow], lease: i64) -> Vec<Reign
 fn struck(reign: Reign, blows: &[Blow], lease: i64) -> Vec<Reign> {
     let mut pieces = Vec::new();
     let mut rest = reign;
-    let mut mine: Vec<&Blow> = blows.iter().filter(|blow| blow.node == reign.node).collect();
-    mine.sort_by_key(|blow| blow.at);
-    for blow in mine {
-        let coming = blow.woke.is_none() && blow.at < rest.from && rest.from < blow.at + COMING;
-        if coming {
-            return pieces;
-        }
-        if blow.at < rest.from || blow.at >= rest.to {
+    let mine = || blows.iter().filter(|blow| blow.node == reign.node);
+    let deaths = || mine().filter(|blow| blow.woke.is_none()).map(|blow| blow.at);
+    if deaths().any(|at| at < rest.from && rest.from < at + COMING) {
+        return pieces;
+    }
+    rest.to = deaths().filter(|at| *at >= rest.from).fold(rest.to, i64::min);
+    let mut sleeps: Vec<(i64, i64)> = mine().filter_map(|blow| Some((blow.at, blow.woke?))).collect();
+    sleeps.sort_unstable();
+    for (at, woke) in sleeps {
+        if at < rest.from || at >= rest.to {
             continue;
         }
-        match blow.woke {
-            None => {
-                pieces.push(Reign { to: blow.at, ..rest });
-                return pieces;
-            }
-            Some(woke) => {
-                pieces.push(Reign { to: rest.to.min(blow.at + lease), ..rest });
-                if woke >= NEVER || rest.to < woke + WAKING {
-                    return pieces;
-                }
-                rest.from = woke.max(blow.at + lease);
-            }
+        pieces.push(Reign { to: rest.to.min(at + lease), ..rest });
+        if woke >= NEVER || rest.to < woke + WAKING {
+            return pieces;
         }
+        rest.from = woke.max(at + lease);
     }
     pieces.push(rest);
     pieces
@@ -176,6 +170,19 @@ mod tests {
         let stop = |at| Blow { node: 1, at, woke: None };
         assert_eq!(violations(&reigns(&told, &[stop(begin - COMING)], 5)).len(), 1, "that was another one");
         assert!(violations(&reigns(&told, &[stop(begin - 10)], 5)).is_empty());
+    }
+
+    #[test]
+    fn who_could_note_nothing_reigned_until_it_was_seen_to_end() {
+        let told = events(&[(10, 1, 2, "FAILOVER"), (50, 2, 3, "FAILOVER"), (9_000_000, 1, 2, "STARTED")]);
+        let full = Blow { node: 1, at: 40, woke: Some(NEVER) };
+        assert_eq!(violations(&reigns(&told, &[full], 20)).len(), 1, "for its lease, as far as known");
+        let ended = |at| Blow { node: 1, at, woke: None };
+        assert!(violations(&reigns(&told, &[full, ended(45)], 20)).is_empty());
+        assert_eq!(violations(&reigns(&told, &[full, ended(55)], 20)).len(), 1);
+        let before = Blow { at: 5, ..full };
+        assert_eq!(violations(&reigns(&told, &[before], 20)).len(), 1, "it was elected all the same");
+        assert!(violations(&reigns(&told, &[before, ended(45)], 20)).is_empty());
     }
 
     #[test]

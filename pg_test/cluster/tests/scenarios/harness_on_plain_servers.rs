@@ -1,11 +1,12 @@
 //! The harness itself, on servers without biha: what it measures and finds must be right before it may judge.
 
+use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Result, ensure};
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::LEADER_GONE;
-use biha_cluster_tests::network::Network;
+use biha_cluster_tests::network::{Namespaces, Network, address};
 use biha_cluster_tests::node::StopMode;
 use biha_cluster_tests::oracle::{Load, Oracle, rows_of};
 use biha_cluster_tests::scenario::{judge, run};
@@ -63,4 +64,44 @@ fn harness_finds_two_leaders_and_lost_rows() {
         ensure!(verdict.expect_one_leader().is_err(), "two writable servers must be found");
         Ok(())
     });
+}
+
+#[test]
+fn harness_delays_and_reorders() {
+    if !Namespaces::possible() {
+        return;
+    }
+    // It moves its thread into a namespace, where the next test must not begin.
+    std::thread::spawn(|| delays_and_reorders().unwrap()).join().unwrap();
+}
+
+fn delays_and_reorders() -> Result<()> {
+    let mut network = Namespaces::create()?;
+    network.add_node(1)?;
+    network.add_node(2)?;
+    let receiver = network.inside(1, || Ok(UdpSocket::bind("0.0.0.0:7")?))?;
+    receiver.set_read_timeout(Some(TEN_SECONDS))?;
+    let sender = network.inside(2, || Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    sender.connect((address(1).as_str(), 7))?;
+    let in_order = |longest: Duration| -> Result<bool> {
+        let sent = Instant::now();
+        for number in 0..100_u8 {
+            sender.send(&[number])?;
+        }
+        let mut numbers = [0; 100];
+        for number in &mut numbers {
+            receiver.recv(std::slice::from_mut(number))?;
+        }
+        ensure!(sent.elapsed() >= longest / 2, "all were there after {:?}", sent.elapsed());
+        let ordered = numbers.is_sorted();
+        numbers.sort_unstable();
+        ensure!(numbers.iter().copied().eq(0..100), "some were lost: {numbers:?}");
+        Ok(ordered)
+    };
+    ensure!(in_order(Duration::ZERO)?, "they changed places by themselves");
+    network.delay(1, 50, 1)?;
+    ensure!(!in_order(Duration::from_millis(50))?, "they are in order");
+    network.heal()?;
+    ensure!(in_order(Duration::ZERO)?, "they still change places");
+    Ok(())
 }
