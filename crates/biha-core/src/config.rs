@@ -229,13 +229,16 @@ impl ClusterConfig {
     /// Can a quorum of the configuration `new` lack what was acknowledged under this one? Then the change from one
     /// to the other could lose it. A removed voter may have been one of the few that had it.
     pub fn may_lose_by(&self, new: &ClusterConfig) -> bool {
-        let removed = self.wal_voters().filter(|id| !new.is_voter(*id)).count();
+        let stays = |id: &NodeId| new.members.get(id).is_some_and(Member::is_wal_voter);
+        let removed = self.wal_voters().filter(|id| !stays(id)).count();
         let holders = (self.settings.sync_standbys as usize + 1).saturating_sub(removed);
         holders + new.nquorum() <= new.voters().count()
     }
 
-    /// Is this node a member that votes?
-    pub fn is_voter(&self, id: NodeId) -> bool {
-        self.members.get(&id).is_some_and(Member::is_voter)
+    /// How many of the voters must have a newer configuration before this one elects nobody any more: one of each of
+    /// its quorums, which is more than a quorum where that is no majority.
+    pub fn disarming(&self) -> usize {
+        let voters = self.voters().count();
+        self.nquorum().max((voters + 1).saturating_sub(self.nquorum()))
     }
 }

@@ -72,7 +72,7 @@ proptest! {
             .collect();
         prop_assert_eq!(&config.voters().collect::<Vec<_>>(), &voters);
         for id in config.members.keys() {
-            prop_assert_eq!(config.is_voter(*id), voters.contains(id));
+            prop_assert_eq!(config.members[id].is_voter(), voters.contains(id));
         }
         if config.settings.nquorum.is_none() {
             // The smallest number of which any two sets of voters have a member in common.

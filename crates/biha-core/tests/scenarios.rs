@@ -105,6 +105,7 @@ scenarios! {
     an_acknowledgement_to_a_former_life_counts_nothing
     an_asynchronous_leader_does_not_wait_for_standbys
     an_explicit_nquorum_must_fit_the_voters
+    an_nquorum_that_elects_two_is_replaced_at_every_voter
     an_older_configuration_is_refused_and_mended
     an_older_incarnation_is_not_heard
     an_unelectable_node_votes_but_does_not_stand

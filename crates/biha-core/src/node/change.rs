@@ -31,7 +31,7 @@ pub(super) struct Origin {
     pub request: RequestId,
 }
 
-/// A change that no quorum has acknowledged yet.
+/// A change that is not settled: no quorum has it, or what was acknowledged before it is not where it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Change {
     version: ConfigVersion,
@@ -44,7 +44,8 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// A quorum has it on disk. Another change may then follow, as this one may wait for standbys that are gone.
+    /// A quorum has it on disk, and commits count by it alone. Another change may then follow, as this one may wait for
+    /// standbys that are gone.
     pub(super) fn is_on_quorum(&self) -> bool {
         matches!(self.barrier, Barrier::Until(_))
     }
@@ -210,6 +211,11 @@ impl Node {
                 let text = "too few voters answer to change nquorum now".to_owned();
                 self.finish(origin, Err(CommandError::Failed(text)));
             }
+            Ok(config) if config.settings.nquorum != self.config.settings.nquorum && !self.disarms() => {
+                let text = "voters that do not answer could elect a leader by the nquorum that they know";
+                let hint = "Wait until they answer, or remove them first: biha.remove_node().";
+                self.finish(origin, Err(invalid(text, hint)));
+            }
             Ok(config) => self.start_change(Some(origin), config),
         }
     }
@@ -222,6 +228,14 @@ impl Node {
             }
             _ => true,
         }
+    }
+
+    /// Do so many voters answer that a change can keep the others from electing anybody by what they know?
+    fn disarms(&self) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let me = self.hard.node;
+        let answer = |id: &NodeId| *id == me || leader.hears(*id, self.now, self.timeout());
+        self.config.voters().filter(answer).count() >= self.config.disarming()
     }
 
     fn lost_quorum(&self) -> bool {
@@ -369,13 +383,12 @@ impl Node {
         let Role::Leader(leader) = &self.role else { return };
         let Some(change) = &leader.change else { return };
         let have = |config: &ClusterConfig| {
-            let count = config
-                .voters()
-                .filter(|id| *id == me || leader.ack(*id).is_some_and(|a| a.version >= change.version))
-                .count();
-            count >= config.nquorum()
+            let has = |id: &NodeId| leader.ack(*id).is_some_and(|ack| ack.version >= change.version);
+            config.voters().filter(|id| *id == me || has(id)).count()
         };
-        let known = have(&self.config) && change.old_quorums(&self.config).all(have);
+        let disarmed = |old: &ClusterConfig| have(old) >= old.disarming();
+        let known =
+            have(&self.config) >= self.config.nquorum() && change.old_quorums(&self.config).all(disarmed);
         if !known || !self.change_is_flushed() {
             return;
         }

@@ -143,14 +143,12 @@ impl Leader {
     /// Members heard within the election timeout, the leader included.
     fn alive(&self, config: &ClusterConfig, now: Millis) -> usize {
         let timeout = config.settings.election_timeout();
-        let others = self
-            .acks
-            .iter()
-            .filter(|(id, ack)| {
-                now < ack.heard + timeout && config.members.get(id).is_some_and(|m| !m.joining)
-            })
-            .count();
-        others + 1
+        let takes_part = |id: &NodeId| config.members.get(id).is_some_and(|member| !member.joining);
+        self.acks.keys().filter(|id| takes_part(id) && self.hears(**id, now, timeout)).count() + 1
+    }
+
+    pub(super) fn hears(&self, id: NodeId, now: Millis, timeout: Millis) -> bool {
+        self.acks.get(&id).is_some_and(|ack| now < ack.heard + timeout)
     }
 }
 

@@ -65,9 +65,9 @@ impl Node {
         if self.config.guards_commits() && promoted && waits { self.now + LOOK } else { Millis::MAX }
     }
 
-    /// The voters whose flush a commit may count. Until a quorum has a new configuration the one before it may elect,
-    /// which would not ask who comes and asks who goes: neither counts meanwhile. That does not matter where commits
-    /// were not guarded. Afterwards the new one alone elects, whatever else the change still waits for.
+    /// The voters whose flush a commit may count. Until a quorum has a new configuration either may elect, it or the
+    /// one before it: only who votes in both counts. That does not matter where commits were not guarded. Afterwards
+    /// the new one alone elects, whatever else the change still waits for.
     pub(super) fn synchronous(&self) -> Vec<NodeId> {
         let change = match &self.role {
             Role::Leader(leader) => leader.change.as_ref().filter(|change| !change.is_on_quorum()),
@@ -88,7 +88,7 @@ impl Node {
         }
     }
 
-    /// Has a synchronous quorum by the new configuration everything that was acknowledged by the old one? As long as the
+    /// Of a change that a quorum has: has a synchronous quorum by the new configuration everything that was acknowledged by the old one? As long as the
     /// server counts others, commits are acknowledged on their word too.
     pub(super) fn change_is_flushed(&mut self) -> bool {
         let (synced, hint) = (self.server.synced, self.server.hint.filter(|_| !self.server.counts_others));

@@ -128,6 +128,12 @@ fn names_that_are_not_awaited() {
 }
 
 #[test]
+fn newcomers_that_count_at_once() {
+    let mutations = vec![Mutation::NewcomersCounted];
+    breaks_in(Rule::S3, Plan { mutations, ..changes() });
+}
+
+#[test]
 fn an_old_leader_that_is_followed_again() {
     let mutations = vec![Mutation::OldLeaderFollowed, Mutation::NoLease, Mutation::NoStickiness];
     let more = Some(Fault::OldLeaderReturns);

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use biha_core::*;
 
+use super::Cluster;
 use super::server::Waiting;
 use super::wal::Kind;
-use super::{Cluster, ServerMode};
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,7 +169,7 @@ impl Cluster {
                     self.wrong_word(id, envelope, "a candidacy that is not on disk");
                 }
                 let server = &self.hosts[&id].server;
-                let produces = matches!(server.mode, ServerMode::Production | ServerMode::Draining);
+                let produces = server.produces();
                 if request.position != server.log.end() || server.receiver.is_some() {
                     self.wrong_word(id, envelope, "a candidacy with a position that is not its WAL's end");
                 }
@@ -200,7 +200,7 @@ impl Cluster {
         if server.receiver.is_some() {
             wrong.push("a vote while WAL is received");
         }
-        if matches!(server.mode, ServerMode::Production | ServerMode::Draining) {
+        if server.produces() {
             wrong.push("a vote of a server in production");
         }
         if reply.position.is_some_and(|p| p != server.log.end()) {

@@ -47,6 +47,8 @@ pub enum Mutation {
     StandbysNotAwaited,
     /// A change is settled though the server still counts who does not count any more.
     NamesNotAwaited,
+    /// Voters count as synchronous as soon as the leader has written that they are.
+    NewcomersCounted,
     /// A node that has voted and hears of no new leader streams from its old one again.
     OldLeaderFollowed,
     /// What proved a leader's death goes on proving it while the leader is heard.

@@ -71,6 +71,11 @@ impl Server {
         }
     }
 
+    /// Does it write WAL of its own?
+    pub(super) fn produces(&self) -> bool {
+        matches!(self.mode, Mode::Production | Mode::Draining)
+    }
+
     pub(super) fn sends(&self) -> bool {
         matches!(self.mode, Mode::Standby | Mode::Production | Mode::Draining) && !self.no_walsenders
     }

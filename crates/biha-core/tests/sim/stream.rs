@@ -133,6 +133,7 @@ impl Cluster {
     /// The controller's word for k counts at once; synchronous_standby_names is read when the server comes to it.
     pub(super) fn set_synchronous(&mut self, id: NodeId) {
         let one_less = usize::from(self.mutated(Mutation::OneStandbyLess));
+        let newcomers = self.mutated(Mutation::NewcomersCounted);
         let at_once = self.chaos.jitter == 0;
         let host = self.host_mut(id);
         let Some(node) = &host.controller else { return };
@@ -145,7 +146,10 @@ impl Cluster {
         if !node.state().is_leader() {
             return;
         }
-        let names = node.view().synchronous;
+        let names = match newcomers {
+            true => node.config().wal_voters().collect(),
+            false => node.view().synchronous,
+        };
         host.synchronous.0 = k.saturating_sub(one_less);
         if host.synchronous.1 == names {
             host.names = None;

@@ -271,8 +271,10 @@ pub fn undo(cluster: &Cluster, done: &mut [Struck]) -> Result<()> {
     }
     let (mut down, mut sick): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     for struck in done.iter_mut() {
-        let ended = struck.watch.take().and_then(Watch::ended);
-        struck.blows.extend(ended.zip(struck.node).map(|(at, node)| Blow { node, at, woke: None }));
+        if let (Some(watch), Some(node)) = (struck.watch.take(), struck.node) {
+            let ended = watch.ended().into_iter();
+            struck.blows.extend(ended.map(|at| Blow { node, at, woke: None }));
+        }
         let slept = struck.blows.iter_mut().filter(|blow| blow.woke.is_some());
         for blow in slept {
             // What has ended, as servers do whose disk is sick, or is ended here, does not go on.

@@ -96,7 +96,8 @@ fn struck(reign: Reign, blows: &[Blow], lease: i64) -> Vec<Reign> {
             continue;
         }
         pieces.push(Reign { to: rest.to.min(at + lease), ..rest });
-        if woke >= NEVER || rest.to < woke + WAKING {
+        // By what it noted: when it was ended tells nothing of whether it had gone on.
+        if woke >= NEVER || rest.to <= woke || reign.to < woke + WAKING {
             return pieces;
         }
         rest.from = woke.max(at + lease);
@@ -148,6 +149,13 @@ mod tests {
         let stays =
             events(&[(10, 1, 2, "FAILOVER"), (5_000_000, 2, 3, "FAILOVER"), (6_000_000, 1, 3, "FENCED")]);
         assert_eq!(violations(&reigns(&stays, &[frozen], 5)).len(), 1, "it went on, and never ended");
+        let ended = Blow { node: 1, at: 900_000, woke: None };
+        let second = events(&[(10, 1, 2, "FAILOVER"), (500_000, 2, 3, "FAILOVER")]);
+        assert_eq!(
+            violations(&reigns(&second, &[frozen, ended], 5)).len(),
+            1,
+            "it went on until it was ended"
+        );
     }
 
     #[test]
