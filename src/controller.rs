@@ -249,8 +249,9 @@ impl Controller {
         }
     }
 
-    /// May PostgreSQL still count a standby as synchronous that does not count any more? The postmaster has read the
-    /// settings when this process has; each WAL sender reads them for itself.
+    /// May PostgreSQL still count a standby as synchronous that does not count any more? The postmaster reads the
+    /// settings before it has this process read them, but for a start, after which nobody leads at once; each WAL sender
+    /// reads them for itself.
     fn counts_others(&self) -> bool {
         let config = self.node.config();
         if !config.guards_commits() {
