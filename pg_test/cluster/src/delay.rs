@@ -2,9 +2,7 @@
 //! it go on (NFQUEUE). netem, which does the same, is a module that many kernels come without.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -13,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use nfq::{Message, Queue, Verdict};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::chaos::random::Random;
+use crate::network::enter;
 use crate::run::run;
 
 /// Packets that are held at a time; more are lost.
@@ -42,11 +40,11 @@ impl Delay {
     pub fn start(namespace: &str, spared: &str, longest: Duration, seed: u64) -> Result<Delay> {
         static STARTED: AtomicU16 = AtomicU16::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
-        let path = format!("/run/netns/{namespace}");
+        let name = namespace.to_owned();
         let (stop, stopped) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let holder = thread::spawn(move || {
-            let queue = open(&path, number)?;
+            let queue = open(&name, number)?;
             ready.send(()).ok();
             hold(queue, longest, Random::new(seed), &stopped)
         });
@@ -79,8 +77,7 @@ fn ended(holder: JoinHandle<Result<()>>) -> Result<()> {
 }
 
 fn open(namespace: &str, number: u16) -> Result<Queue> {
-    let namespace = File::open(namespace)?;
-    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    enter(namespace)?;
     let mut queue = Queue::open()?;
     queue.bind(number)?;
     queue.set_copy_range(number, SHOWN)?;

@@ -68,9 +68,7 @@ impl Namespaces {
         ip(&["-n", &hub, "address", "add", &format!("{}/24", address(CLIENT)), "dev", "br0"])?;
         ip(&["-n", &hub, "link", "set", "br0", "up"])?;
         made.prepare_cuts(&hub)?;
-        let namespace = File::open(format!("/run/netns/{hub}"))?;
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-            .context("could not enter the network namespace of the test's clients")?;
+        enter(&hub)?;
         Ok(made)
     }
 
@@ -89,11 +87,10 @@ impl Namespaces {
 
     /// Does something in a thread of its own in a node's namespace.
     pub fn inside<T: Send>(&self, node: u32, body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        let path = format!("/run/netns/{}", self.name(node));
+        let name = self.name(node);
         thread::scope(|scope| {
             let entered = scope.spawn(|| {
-                let namespace = File::open(path)?;
-                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                enter(&name)?;
                 body()
             });
             entered.join().map_err(|_| anyhow!("the thread in the namespace of node {node} panicked"))?
@@ -203,6 +200,13 @@ impl Drop for Namespaces {
     }
 }
 
+/// Moves the calling thread into a network namespace.
+pub fn enter(name: &str) -> Result<()> {
+    let namespace = File::open(format!("/run/netns/{name}"))?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+        .with_context(|| format!("could not enter the network namespace {name}"))
+}
+
 /// A node's address, or the client's.
 pub fn address(node: u32) -> String {
     match node {
@@ -266,16 +270,7 @@ mod tests {
         let test = || -> Result<()> {
             let mut network = Namespaces::create()?;
             network.add_node(1)?;
-            let listener = std::thread::scope(|scope| {
-                scope
-                    .spawn(|| -> Result<TcpListener> {
-                        let name = File::open(format!("/run/netns/{}", network.name(1)))?;
-                        move_into_link_name_space(name.as_fd(), Some(LinkNameSpaceType::Network))?;
-                        Ok(TcpListener::bind((address(1), 7000))?)
-                    })
-                    .join()
-                    .unwrap()
-            })?;
+            let listener = network.inside(1, || Ok(TcpListener::bind((address(1), 7000))?))?;
             let target = listener.local_addr()?;
             let dial = || TcpStream::connect_timeout(&target, Duration::from_millis(200));
             dial().context("before the cut")?;

@@ -147,6 +147,7 @@ impl Leader {
         self.acks.keys().filter(|id| takes_part(id) && self.hears(**id, now, timeout)).count() + 1
     }
 
+    /// Has this member acknowledged a heartbeat within the timeout?
     pub(super) fn hears(&self, id: NodeId, now: Millis, timeout: Millis) -> bool {
         self.acks.get(&id).is_some_and(|ack| now < ack.heard + timeout)
     }
