@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_operators_stop_beats_everything() {
-        for state in [State::ShutDown, State::ShutDownInRecovery, State::Unclean] {
+        for state in [State::ShutDown, State::ShutDownInRecovery, State::Primary] {
             for code in [0, 1] {
                 assert_eq!(act(true, code, Some(state)), Act::End);
             }
@@ -144,12 +144,12 @@ mod tests {
     fn a_clean_shutdown_restarts_and_an_immediate_one_does_not() {
         assert_eq!(act(false, 0, Some(State::ShutDown)), Act::Restart);
         assert_eq!(act(false, 0, Some(State::ShutDownInRecovery)), Act::Restart);
-        assert_eq!(act(false, 0, Some(State::Unclean)), Act::End);
+        assert_eq!(act(false, 0, Some(State::Primary)), Act::End);
     }
 
     #[test]
     fn a_crash_during_the_shutdown_restarts_without_a_rewind() {
-        assert_eq!(act(false, 1, Some(State::Unclean)), Act::RestartUnclean);
+        assert_eq!(act(false, 1, Some(State::Primary)), Act::RestartUnclean);
         assert_eq!(act(false, 2, Some(State::ShutDown)), Act::End);
         assert_eq!(act(false, 0, None), Act::End);
     }

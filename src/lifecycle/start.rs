@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use biha_core::{NodeId, NodeState, PromotionIntent};
+use biha_core::{NodeError, NodeErrorKind, NodeId, NodeState, Position, PromotionIntent, Term};
 use biha_io::{Identity, StateFiles};
 
 use super::aside::sync_directory;
@@ -19,6 +19,8 @@ use crate::{guc, paths};
 pub const STANDBY_SIGNAL: &str = "standby.signal";
 const RECOVERY_SIGNAL: &str = "recovery.signal";
 const WAL: &str = "pg_wal";
+/// What is here is a copy, and recovery of it has not begun: its control file is the source's.
+const BACKUP_LABEL: &str = "backup_label";
 
 /// Settings that ask for a recovery up to a point, which is no business of biha's.
 const RECOVERY_TARGETS: [&std::ffi::CStr; 5] = [
@@ -62,6 +64,7 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
     remove_if_there(Path::new(paths::PID_FILE_LINK))
         .map_err(|e| doing("remove a link to postmaster.pid", &e))?;
     create_standby_signal().map_err(|e| doing("create file \"standby.signal\"", &e))?;
+    own_up_to_production().map_err(|e| doing("note a promotion without an election", &e))?;
     let removed = clear_unfinished_promotion().map_err(|e| doing("remove unused history files", &e))?;
     if !removed.is_empty() {
         pgrx::log!("removed history files of a promotion that did not happen: {}", removed.join(", "));
@@ -120,6 +123,36 @@ fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// Was the server in production when it ended, though nobody had elected this node? Its controller may not have been
+/// there to see it, or had no room on disk to note it; once recovery has begun the control file says so no more.
+fn own_up_to_production() -> io::Result<()> {
+    let Some(file) = control::read() else { return Ok(()) };
+    if !file.state.was_primary() || Path::new(BACKUP_LABEL).exists() {
+        return Ok(());
+    }
+    let files = StateFiles::new(Path::new(paths::DIR));
+    // One that cannot be used is for the controller to say.
+    let Ok(mut hard) = files.load_state(&identity(file.system_identifier)) else { return Ok(()) };
+    if hard.term == Term(0) {
+        // A server that is to become a member has been in production, of course.
+        return Ok(());
+    }
+    let position = Position { timeline: file.timeline, lsn: file.checkpoint };
+    match hard.own_up(position) {
+        Ok(false) => return Ok(()),
+        Ok(true) => {
+            let timeline = file.timeline;
+            pgrx::log!("the server was in production on timeline {timeline} without an election");
+        }
+        Err(text) => {
+            pgrx::log!("{text}");
+            let kind = NodeErrorKind::TimelineConflict;
+            hard.error.get_or_insert(NodeError { kind, text, position: Some(position), leader: None });
+        }
+    }
+    files.write_state(&hard)
 }
 
 fn clear_unwritten_segments() -> io::Result<Vec<String>> {

@@ -6,15 +6,24 @@ use std::mem::{offset_of, size_of};
 use biha_core::Lsn;
 use pgrx::pg_sys;
 
-/// What the control file says of the server's last stop.
+/// What the control file says of the server: running, or how it ended (`DBState` in catalog/pg_control.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// "shut down": ended cleanly as a primary.
     ShutDown,
     /// "shut down in recovery": ended cleanly as a standby.
     ShutDownInRecovery,
-    /// Anything else: running, or ended without a shutdown checkpoint.
-    Unclean,
+    /// "in production" or "shutting down": a primary, or one that ended without a shutdown checkpoint.
+    Primary,
+    /// Anything else: a recovery that goes on, or was not ended cleanly.
+    Recovery,
+}
+
+impl State {
+    /// Has the server left recovery since it was started last?
+    pub fn was_primary(self) -> bool {
+        matches!(self, State::ShutDown | State::Primary)
+    }
 }
 
 /// The parts of the control file that biha looks at.
@@ -56,7 +65,8 @@ pub fn read_in(data: &CStr) -> Option<ControlFile> {
     let state = match file.state {
         pg_sys::DBState::DB_SHUTDOWNED => State::ShutDown,
         pg_sys::DBState::DB_SHUTDOWNED_IN_RECOVERY => State::ShutDownInRecovery,
-        _ => State::Unclean,
+        pg_sys::DBState::DB_IN_PRODUCTION | pg_sys::DBState::DB_SHUTDOWNING => State::Primary,
+        _ => State::Recovery,
     };
     crc_ok.then_some(ControlFile {
         system_identifier: file.system_identifier,

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ClusterId, Incarnation, Lsn, Millis, NodeId, Position, Term, Timeline};
 
+/// The term of a timeline that no term opened.
+const NOT_ELECTED: Term = Term(0);
+
 /// Who opened a timeline, and where it left its parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TimelineEntry {
@@ -52,7 +55,7 @@ pub enum NodeErrorKind {
     WalRemoved,
     /// The local WAL ends before the position that this node is known to have flushed.
     WalShorter,
-    /// Two leaders opened a timeline of the same number.
+    /// Two servers have written WAL on a timeline of the same number.
     TimelineConflict,
     /// The node was removed from the cluster.
     Removed,
@@ -239,5 +242,67 @@ impl HardState {
             promotion: None,
             met: BTreeMap::new(),
         }
+    }
+
+    /// Notes that the server of this node has been in production on a timeline that no election had it open: whoever is
+    /// elected under the same number later must not be taken for the one whose WAL is here. True if that is new. An
+    /// error, in words, where another node was elected to open it.
+    pub fn own_up(&mut self, position: Position) -> Result<bool, String> {
+        let Position { timeline, lsn } = position;
+        let before = self.timelines.get(&timeline).map(|entry| entry.leader);
+        if before == Some(self.node) {
+            return Ok(false);
+        }
+        let entry = TimelineEntry { term: NOT_ELECTED, leader: self.node, fork: lsn };
+        self.timelines.insert(timeline, entry);
+        // That the WAL parts again says nothing about the rewind or re-clone before.
+        let tried = matches!(self.rewind, RewindState::Done(_) | RewindState::Recloned(_));
+        if tried && self.error.is_none() {
+            self.rewind = RewindState::None;
+        }
+        match before {
+            None => Ok(true),
+            Some(leader) => Err(format!(
+                "the server was in production without an election, on timeline {timeline}, which is node {leader}'s"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Position = Position { timeline: 4, lsn: Lsn(0x100) };
+
+    fn memory() -> HardState {
+        HardState::new(ClusterId(1), 1, NodeId(2))
+    }
+
+    #[test]
+    fn a_timeline_that_nobody_elected_is_noted_once() {
+        let mut hard = HardState { rewind: RewindState::Done(Term(3)), ..memory() };
+        assert_eq!(hard.own_up(HERE), Ok(true));
+        let entry = TimelineEntry { term: Term(0), leader: NodeId(2), fork: Lsn(0x100) };
+        assert_eq!(hard.timelines.get(&4), Some(&entry));
+        assert_eq!(hard.rewind, RewindState::None);
+        assert_eq!(hard.own_up(HERE), Ok(false));
+    }
+
+    #[test]
+    fn an_elected_leader_has_nothing_to_own_up_to() {
+        let mut hard = memory();
+        let entry = TimelineEntry { term: Term(4), leader: NodeId(2), fork: Lsn(0x80) };
+        hard.timelines.insert(4, entry);
+        assert_eq!(hard.own_up(HERE), Ok(false));
+        assert_eq!(hard.timelines.get(&4), Some(&entry));
+    }
+
+    #[test]
+    fn another_leaders_timeline_is_an_error_and_not_elected_here() {
+        let mut hard = memory();
+        hard.timelines.insert(4, TimelineEntry { term: Term(4), leader: NodeId(1), fork: Lsn(0x80) });
+        assert!(hard.own_up(HERE).is_err_and(|text| text.ends_with("on timeline 4, which is node 1's")));
+        assert_eq!(hard.timelines.get(&4).map(|entry| entry.term), Some(Term(0)));
     }
 }

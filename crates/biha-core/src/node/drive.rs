@@ -3,14 +3,12 @@
 use crate::event::EventKind;
 use crate::hardstate::{Hindrance, NodeErrorKind, PromotionIntent, RewindState, TimelineEntry};
 use crate::step::{Order, OrderId, OrderResult, Output};
-use crate::{Lsn, Position, Term, Timeline};
+use crate::{Lsn, Position, Timeline};
 
 use super::{Node, Outstanding, Role, Wal};
 
 /// How long to wait after an order that failed, in ms.
 const RETRY_AFTER_FAILURE: u64 = 1000;
-/// The term of a timeline that no term opened.
-const NOT_ELECTED: Term = Term(0);
 
 impl Node {
     /// The last act of every step, and the only place that gives orders.
@@ -60,31 +58,18 @@ impl Node {
         if matches!(self.role, Role::Follower(_)) { self.follow_order() } else { None }
     }
 
-    /// Somebody promoted this server without an election: whoever is elected under the number of its timeline
-    /// later must not be taken for the one whose WAL is here.
+    /// Somebody promoted this server without an election.
     pub(super) fn own_up_to_timeline(&mut self) {
         let Some(position) = self.server.hint else { return };
-        match self.hard.timelines.get(&position.timeline) {
-            Some(entry) if entry.leader == self.hard.node => return,
-            Some(entry) => {
-                let (timeline, leader) = (position.timeline, entry.leader);
-                let text = format!(
-                    "the server was promoted without an election, to timeline {timeline}, which is node {leader}'s"
-                );
-                self.fail(NodeErrorKind::TimelineConflict, text);
-                return;
+        match self.hard.own_up(position) {
+            Ok(false) => {}
+            Ok(true) => {
+                self.know_timeline(position.timeline);
+                self.note(EventKind::Demoted, "the server was promoted without an election", Vec::new());
+                self.persist();
             }
-            None => {}
+            Err(text) => self.fail(NodeErrorKind::TimelineConflict, text),
         }
-        let leads = matches!(self.role, Role::Leader(_));
-        let elected = leads && self.hard.term == Term(position.timeline);
-        let term = if elected { self.hard.term } else { NOT_ELECTED };
-        let entry = TimelineEntry { term, leader: self.hard.node, fork: position.lsn };
-        self.hard.timelines.insert(position.timeline, entry);
-        self.know_timeline(position.timeline);
-        self.may_rewind_again();
-        self.note(EventKind::Demoted, "the server was promoted without an election", Vec::new());
-        self.persist();
     }
 
     fn give(&mut self, order: Order) {

@@ -151,6 +151,10 @@ impl Node {
         self.forget_strangers();
         if self.me().is_none() {
             self.fail(NodeErrorKind::Removed, "this node was removed from the cluster".to_owned());
+        } else if self.hard.error.take_if(|error| error.kind == NodeErrorKind::Removed).is_some() {
+            // It had heard of a removal that no quorum has; or it was entered again, with all it remembers.
+            self.note(EventKind::NodeError, "this node is a member of the cluster again", Vec::new());
+            self.persist();
         }
     }
 

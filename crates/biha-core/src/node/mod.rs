@@ -391,7 +391,8 @@ impl Node {
     }
 
     fn fail(&mut self, kind: NodeErrorKind, text: String) {
-        if self.hard.error.as_ref().is_some_and(|e| e.kind == kind) {
+        // What cannot be reset must not be replaced by what can.
+        if self.hard.error.as_ref().is_some_and(|e| e.kind == kind || e.kind.is_for_good()) {
             return;
         }
         let leader = self.heard.as_ref().map(|h| h.id);

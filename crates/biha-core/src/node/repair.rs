@@ -58,14 +58,6 @@ impl Node {
         }
     }
 
-    /// Somebody promoted this server: that its WAL parts again says nothing about the rewind or re-clone before.
-    pub(super) fn may_rewind_again(&mut self) {
-        let tried = matches!(self.hard.rewind, RewindState::Done(_) | RewindState::Recloned(_));
-        if tried && self.hard.error.is_none() {
-            self.hard.rewind = RewindState::None;
-        }
-    }
-
     /// Is it too early for another attempt at what was hindered, which is a restart of the server each time? The next
     /// leader may be reached where this one was not. One that takes no writes, or whose commits wait for standbys, may
     /// lack this very node.

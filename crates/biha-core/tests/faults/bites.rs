@@ -152,6 +152,13 @@ fn a_number_that_a_promotion_by_hand_took() {
     breaks_in(Rule::S4, Plan { mutations, more, ..Plan::default() });
 }
 
+#[test]
+fn a_promotion_by_hand_that_nobody_remembers() {
+    let mutations = vec![Mutation::PromotionForgotten];
+    let more = Some(Fault::PromotionUnseen);
+    breaks_in(Rule::Stream, Plan { mutations, more, ..Plan::default() });
+}
+
 /// Seeds in which only this is broken, and is; the others hold.
 fn breaks_only(rule: Rule, seeds: u64, plan: &Plan) {
     let plan = Plan { expected: vec![rule], ..plan.clone() };

@@ -31,6 +31,7 @@ pub enum Fault {
     OldLeaderReturns,
     QuorumsShift,
     PromotionBreaksOff,
+    PromotionUnseen,
     Switchover,
     Parameter,
     Member,
@@ -139,6 +140,7 @@ impl Run {
             OldLeaderReturns => return self.old_leader_returns(),
             QuorumsShift => return self.quorums_shift(),
             PromotionBreaksOff => return Ok(self.promotion_breaks_off(a)),
+            PromotionUnseen => return Ok(self.promotion_goes_unseen(a)),
             Switchover => self.user(a, Command::SetLeader(b)),
             Parameter => self.change_parameter(a, b),
             Member => return Ok(self.change_members(b)),
@@ -180,7 +182,7 @@ impl Run {
     /// A receiver that still points there would stream from it before its controller says a word.
     fn promote_by_hand(&mut self, id: NodeId) -> bool {
         let c = &mut self.cluster;
-        let may = self.hands && c.chaos.crash == 0 && c.host(id).watched() && !c.is_source(id);
+        let may = self.hands && c.host(id).watched() && !c.is_source(id);
         let standby = c.host(id).server.mode == ServerMode::Standby;
         if may && standby {
             self.by_hand = true;
@@ -197,6 +199,17 @@ impl Run {
             self.cluster.promotion_breaks_off(id);
         }
         breaks
+    }
+
+    /// As [`Self::promote_by_hand`], but the controller does not live to see it.
+    fn promotion_goes_unseen(&mut self, id: NodeId) -> bool {
+        let c = &mut self.cluster;
+        let may = c.host(id).server.mode == ServerMode::Standby && !c.is_source(id);
+        if may {
+            self.by_hand = true;
+            c.promotion_goes_unseen(id);
+        }
+        may
     }
 
     /// Its data are there, its state file is not. One at a time, as long as the others can elect without it.

@@ -142,6 +142,11 @@ impl Cluster {
         if !host.power || host.controller.is_some() || host.server.mode != ServerMode::Down {
             return;
         }
+        if self.cannot_own_up(id) {
+            let life = self.host(id).life;
+            self.after(CRASH_RESTART, What::Start(id, life, None));
+            return;
+        }
         let hard = self.remembered(id);
         if self.host(id).disk.lost {
             say!(self, id, "does not start: its state file is torn or gone");
@@ -174,6 +179,32 @@ impl Cluster {
         self.reconnect(id);
     }
 
+    /// What the postmaster does before recovery begins. The server does not start where that fails.
+    fn cannot_own_up(&mut self, id: NodeId) -> bool {
+        let forgets = self.mutated(Mutation::PromotionForgotten);
+        let host = self.host_mut(id);
+        if !host.server.was_primary || host.disk.hard.term == Term(0) || host.disk.lost || forgets {
+            return false;
+        }
+        let mut hard = host.disk.hard.clone();
+        let position = host.server.log.end();
+        match hard.own_up(position) {
+            Ok(false) => return false,
+            Ok(true) => {}
+            Err(text) => {
+                let kind = NodeErrorKind::TimelineConflict;
+                hard.error.get_or_insert(NodeError { kind, text, position: Some(position), leader: None });
+            }
+        }
+        if host.disk.full {
+            say!(self, id, "does not start: no space is left on the device");
+            return true;
+        }
+        host.disk.hard = hard;
+        say!(self, id, "was in production without an election");
+        false
+    }
+
     fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), Hindrance> {
         let from = self.host(source);
         let ready = from.power && !from.frozen && from.server.mode == ServerMode::Production;
@@ -189,6 +220,7 @@ impl Cluster {
         let server = &mut self.hosts.get_mut(&id).expect("a known host").server;
         server.log.rewind(&log);
         server.consistent_from = log.records.len();
+        server.was_primary = false;
         if self.chaos.torn_wal && self.rng.one_in(2) {
             // The rest comes by streaming; until then recovery is not consistent.
             let common = log.history.last().map_or(0, |e| log.records_until(e.fork)) + 1;

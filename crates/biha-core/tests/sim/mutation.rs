@@ -55,6 +55,8 @@ pub enum Mutation {
     ProofOutlived,
     /// A history file without WAL of its timeline is not taken for a number in use.
     HistoryFilesOverlooked,
+    /// A start does not look at whether the server had been promoted.
+    PromotionForgotten,
 }
 
 impl Cluster {

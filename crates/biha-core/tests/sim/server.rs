@@ -42,11 +42,22 @@ pub struct Server {
     pub consistent_from: usize,
     /// Who was streamed from before. In a mutation only.
     pub former: Option<NodeId>,
+    /// The control file says that it has left recovery.
+    pub was_primary: bool,
     /// Commits that wait for synchronous standbys.
     pub unacknowledged: Vec<Waiting>,
 }
 
 impl Server {
+    /// It leaves recovery; the first record of its timeline is flushed before the control file says so.
+    fn leave_recovery(&mut self) {
+        self.mode = Mode::Production;
+        self.was_primary = true;
+        self.on_disk = self.log.records.len();
+        self.receiver = None;
+        self.streaming = false;
+    }
+
     /// Every start is a standby start, with no primary_conninfo. What is on file after a crash is synced first.
     pub fn start(&mut self) {
         let log = std::mem::take(&mut self.log);
@@ -230,7 +241,7 @@ impl Cluster {
             say!(self, id, "cannot promote: {text}");
             return OrderResult::Failed(text);
         }
-        host.server.mode = Mode::Production;
+        host.server.leave_recovery();
         host.server.checkpointed = false;
         let (life, mut history) = (host.life, host.server.log.history.clone());
         say!(self, id, "in production on timeline {number}");
@@ -250,15 +261,27 @@ impl Cluster {
 
     /// Somebody calls pg_promote(): the server opens the next free timeline.
     pub fn promote_by_hand(&mut self, id: NodeId) {
-        let server = &mut self.host_mut(id).server;
-        let next = server.log.max_timeline() + 1;
-        if server.mode == Mode::Standby && server.log.open_timeline(next, id).is_ok() {
-            server.mode = Mode::Production;
-            server.receiver = None;
-            server.streaming = false;
-            say!(self, id, "in production on timeline {next}, by hand");
+        if self.opens_by_hand(id) {
             self.poke(id);
         }
+    }
+
+    /// Somebody calls pg_promote(), and the power goes before the controller sees that it was done.
+    pub fn promotion_goes_unseen(&mut self, id: NodeId) {
+        if self.opens_by_hand(id) {
+            self.kill_host(id);
+        }
+    }
+
+    fn opens_by_hand(&mut self, id: NodeId) -> bool {
+        let server = &mut self.host_mut(id).server;
+        let next = server.log.max_timeline() + 1;
+        let opens = server.mode == Mode::Standby && server.log.open_timeline(next, id).is_ok();
+        if opens {
+            server.leave_recovery();
+            say!(self, id, "in production on timeline {next}, by hand");
+        }
+        opens
     }
 
     /// Somebody calls pg_promote(), and the power goes before anything but the history file is on disk.

@@ -1,5 +1,6 @@
 //! What several scenarios need.
 
+use std::fs;
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::process::{self, Process};
+use biha_cluster_tests::provision;
 use biha_cluster_tests::verdict::Verdict;
 use biha_cluster_tests::wait::wait_until;
 
@@ -20,6 +22,14 @@ const LOST_MAX: usize = 100;
 /// Most that a leader may acknowledge which is cut off from the others only: those of its lease (1.8 s), of all
 /// workers and patient clients, and again of half a second.
 const LOST_IN_LEASE_MAX: usize = 260 * 18 / 10 + LOST_MAX;
+
+/// Removes a node, empties its data directory, and adds it again.
+pub fn make_anew(cluster: &Cluster, leader: &Node, node: &Node) -> Result<()> {
+    leader.biha_value(&format!("SELECT biha.remove_node({})", node.id))?;
+    node.kill_all()?;
+    fs::remove_dir_all(&node.data)?;
+    provision::add(cluster, node)
+}
 
 /// What the logs of a failover may say.
 pub fn failover_lines() -> Vec<Expected> {

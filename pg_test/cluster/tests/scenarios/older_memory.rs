@@ -7,10 +7,9 @@ use anyhow::ensure;
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::node::StopMode;
 use biha_cluster_tests::oracle::{Load, Oracle};
-use biha_cluster_tests::provision;
 use biha_cluster_tests::scenario::{judge, run};
 
-use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, make_anew};
 
 #[test]
 fn a_node_that_was_put_back_is_refused() {
@@ -39,10 +38,7 @@ fn a_node_that_was_put_back_is_refused() {
         oracle.wait_acks(100, TEN_SECONDS)?;
         ensure!(cluster.leader_among(&cluster.others(node.id))?.id == leader.id, "the leader changed");
 
-        leader.biha_value(&format!("SELECT biha.remove_node({})", node.id))?;
-        node.kill_all()?;
-        fs::remove_dir_all(&node.data)?;
-        provision::add(cluster, node)?;
+        make_anew(cluster, leader, node)?;
         cluster.wait_healthy(A_MINUTE)?;
         judge(cluster, &oracle.stop()?)?.expect_nothing_lost()
     });

@@ -1,12 +1,13 @@
 //! A superuser promotes a follower behind biha's back: its gate stays shut, the elected leader stays leader, and
 //! the node is rewound and follows again without hands.
 
+use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::{Session, server_message, sqlstate};
 use biha_cluster_tests::cluster::Cluster;
-use biha_cluster_tests::node::Node;
+use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::run::output;
@@ -14,7 +15,7 @@ use biha_cluster_tests::scenario::{judge, run};
 use biha_cluster_tests::wait::wait_until;
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, make_anew};
 
 fn by_hand(name: &str, promote: impl Fn(&Node) -> Result<()> + Sync) {
     run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
@@ -102,4 +103,76 @@ fn try_gate(node: &Node, session: &Session) -> Result<()> {
         );
     }
     session.query("SELECT count(*) FROM oracle").map(drop)
+}
+
+/// A follower is in production for a moment while nothing of biha's looks: its number is another leader's by the time it
+/// is back. Two WALs of one number must not be taken for one.
+fn behind_bihas_back(name: &str, reign: impl Fn(&Node) -> Result<()> + Sync) {
+    run(name, Cluster::builder(), &failover_lines(), |cluster, _| {
+        let leader = cluster.leader()?;
+        let (node, other) = (cluster.others(leader.id)[0], cluster.others(leader.id)[1]);
+        let before = leader.own_status()?.term;
+        reign(node)?;
+        let timeline = control(node, "Latest checkpoint's TimeLineID")?;
+        if timeline > before {
+            // Nobody knows that the number is taken.
+            leader.biha_value(&format!("SELECT biha.set_leader({})", other.id))?;
+            wait_until("the switchover", A_MINUTE, || {
+                ensure!(other.own_status()?.state == "LEADER_RW", "not yet");
+                Ok(())
+            })?;
+        }
+        let leader = cluster.leader_among(&cluster.others(node.id))?;
+        ensure!(leader.timeline()? == timeline, "the leader's timeline is not {timeline}");
+
+        let mark = node.log_mark();
+        node.start()?;
+        node.wait_log(mark, "in production", TEN_SECONDS)?;
+        node.wait_state(&["NODE_ERROR"], A_MINUTE)?;
+        let kind = node.biha_value("SELECT type FROM biha.error_details()")?;
+        ensure!(kind == "TIMELINE_CONFLICT", "the error is {kind}");
+        ensure!(node.value("SELECT count(*) FROM pg_stat_wal_receiver")? == "0", "it streams");
+
+        make_anew(cluster, leader, node)?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A line of pg_controldata, as a number.
+fn control(node: &Node, what: &str) -> Result<u32> {
+    let told = output(node.program("pg_controldata").arg("-D").arg(&node.data))?;
+    let told = String::from_utf8(told.stdout)?;
+    let line =
+        told.lines().find_map(|line| line.strip_prefix(what)).context("pg_controldata says nothing of it")?;
+    Ok(line.trim_start_matches(':').trim().parse()?)
+}
+
+#[test]
+fn a_promotion_that_no_controller_saw_is_remembered() {
+    behind_bihas_back("a_promotion_that_no_controller_saw_is_remembered", |node| {
+        let session = Session::open(&node.address, "postgres", TEN_SECONDS)?;
+        for title in ["biha agent", "biha controller"] {
+            let worker =
+                node.processes_titled(title).pop().with_context(|| format!("there is no {title}"))?;
+            signal(worker.pid, Signal::STOP)?;
+        }
+        session.query("SELECT pg_promote(false)")?;
+        wait_until("the checkpoint of the promotion by hand", A_MINUTE, || {
+            ensure!(!node.in_recovery()?, "still in recovery");
+            session.query("CHECKPOINT").map(drop)
+        })?;
+        node.kill_all()
+    });
+}
+
+/// Somebody takes biha out of a follower and starts it as a primary, on its leader's timeline.
+#[test]
+fn a_reign_without_biha_is_noticed() {
+    behind_bihas_back("a_reign_without_biha_is_noticed", |node| {
+        node.stop(StopMode::Fast)?;
+        fs::remove_file(node.data.join("standby.signal"))?;
+        node.start_with_setting("shared_preload_libraries=")?;
+        node.query("CREATE TABLE without_biha (n int)")?;
+        node.stop(StopMode::Fast)
+    });
 }
