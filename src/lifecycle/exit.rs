@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_crash_during_the_shutdown_restarts_without_a_rewind() {
-        assert_eq!(act(false, 1, Some(State::Primary)), Act::RestartUnclean);
+        assert_eq!(act(false, 1, Some(State::Recovery)), Act::RestartUnclean);
         assert_eq!(act(false, 2, Some(State::ShutDown)), Act::End);
         assert_eq!(act(false, 0, None), Act::End);
     }

@@ -6,11 +6,12 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use biha_core::{NodeError, NodeErrorKind, NodeId, NodeState, Position, PromotionIntent, Term};
-use biha_io::{Identity, StateFiles};
+use biha_core::{NodeId, NodeState, Position, PromotionIntent};
+use biha_io::{Identity, LoadError, StateFiles};
+use pgrx::PgLogLevel;
 
 use super::aside::sync_directory;
-use super::{reclone, unwritten};
+use super::{reclone, report, rewind, unwritten};
 use crate::board::{MemberStatus, Status};
 use crate::pg::{clock, control, serverconf::ServerConf, settings, xlog};
 use crate::{guc, paths};
@@ -129,30 +130,29 @@ fn clear_unfinished_promotion() -> io::Result<Vec<String>> {
 /// there to see it, or had no room on disk to note it; once recovery has begun the control file says so no more.
 fn own_up_to_production() -> io::Result<()> {
     let Some(file) = control::read() else { return Ok(()) };
-    if !file.state.was_primary() || Path::new(BACKUP_LABEL).exists() {
+    if !file.state.was_primary() || Path::new(BACKUP_LABEL).try_exists()? {
         return Ok(());
+    }
+    // A rewind or copy that succeeded is older than that: its control file would not say so.
+    if matches!(rewind::result()?, Some(Ok(()))) {
+        rewind::forget_result()?;
     }
     let files = StateFiles::new(Path::new(paths::DIR));
-    // One that cannot be used is for the controller to say.
-    let Ok(mut hard) = files.load_state(&identity(file.system_identifier)) else { return Ok(()) };
-    if hard.term == Term(0) {
-        // A server that is to become a member has been in production, of course.
+    let mut hard = match files.load_state(&identity(file.system_identifier)) {
+        Ok(hard) => hard,
+        Err(LoadError::Io { error, .. }) => return Err(error),
+        // One that cannot be used is for the controller to say.
+        Err(_) => return Ok(()),
+    };
+    let end = file.checkpoint.max(file.min_recovery);
+    let Some(text) = hard.own_up_at_start(Position { timeline: file.timeline, lsn: end }) else {
         return Ok(());
-    }
-    let position = Position { timeline: file.timeline, lsn: file.checkpoint };
-    match hard.own_up(position) {
-        Ok(false) => return Ok(()),
-        Ok(true) => {
-            let timeline = file.timeline;
-            pgrx::log!("the server was in production on timeline {timeline} without an election");
-        }
-        Err(text) => {
-            pgrx::log!("{text}");
-            let kind = NodeErrorKind::TimelineConflict;
-            hard.error.get_or_insert(NodeError { kind, text, position: Some(position), leader: None });
-        }
-    }
-    files.write_state(&hard)
+    };
+    files.write_state(&hard)?;
+    let hint = "What only this node has is not the cluster's. Unless another leader's timeline has this number, it is \
+                rewound.";
+    report(PgLogLevel::WARNING, text, Some(hint));
+    Ok(())
 }
 
 fn clear_unwritten_segments() -> io::Result<Vec<String>> {

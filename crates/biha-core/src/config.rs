@@ -227,9 +227,12 @@ impl ClusterConfig {
     }
 
     /// Can a quorum of the configuration `new` lack what was acknowledged under this one? Then the change from one
-    /// to the other could lose it. A removed voter may have been one of the few that had it.
-    pub fn may_lose_by(&self, new: &ClusterConfig) -> bool {
-        let stays = |id: &NodeId| new.members.get(id).is_some_and(Member::is_wal_voter);
+    /// to the other, by way of those `between`, could lose it. A voter that was removed on the way may have been one of
+    /// the few that had it; whoever has its number in `new` is another.
+    pub fn may_lose_by(&self, between: &[ClusterConfig], new: &ClusterConfig) -> bool {
+        let votes =
+            |id: &NodeId, config: &ClusterConfig| config.members.get(id).is_some_and(Member::is_wal_voter);
+        let stays = |id: &NodeId| between.iter().chain([new]).all(|config| votes(id, config));
         let removed = self.wal_voters().filter(|id| !stays(id)).count();
         let holders = (self.settings.sync_standbys as usize + 1).saturating_sub(removed);
         holders + new.nquorum() <= new.voters().count()
@@ -240,5 +243,34 @@ impl ClusterConfig {
     pub fn disarming(&self) -> usize {
         let voters = self.voters().count();
         self.nquorum().max((voters + 1).saturating_sub(self.nquorum()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(ids: &[u32]) -> ClusterConfig {
+        let member = Member {
+            host: "host".to_owned(),
+            port: 5432,
+            biha_port: 5433,
+            mode: Mode::Regular,
+            can_be_leader: true,
+            can_vote: true,
+            priority: -1,
+            joining: false,
+        };
+        let members = ids.iter().map(|id| (NodeId(*id), member.clone())).collect();
+        let settings = Settings { sync_standbys: 1, lossless: Lossless::Require, ..Settings::default() };
+        ClusterConfig { members, settings, ..ClusterConfig::default() }
+    }
+
+    #[test]
+    fn who_was_removed_and_came_back_is_another() {
+        let whole = of(&[1, 2, 3]);
+        assert!(!whole.may_lose_by(&[], &whole));
+        // Node 2 may be gone, and the commit was on 1 and 3: 2 and the new 3 elect.
+        assert!(whole.may_lose_by(&[of(&[1, 2])], &whole));
     }
 }

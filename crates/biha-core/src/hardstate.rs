@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::HistoryEntry;
 use crate::{ClusterId, Incarnation, Lsn, Millis, NodeId, Position, Term, Timeline};
 
 /// The term of a timeline that no term opened.
@@ -101,7 +102,11 @@ impl NodeErrorKind {
                  tried again under the next leader. By hand: \"bihactl remove\" on another node, empty this data \
                  directory, \"bihactl add\"."
             }
-            NodeErrorKind::TimelineConflict | NodeErrorKind::Forgetful => {
+            NodeErrorKind::TimelineConflict => {
+                "Save what only this node has, which can be read now; not all of it may be kept aside. Then have this node \
+                 copy the leader: biha.reclone()."
+            }
+            NodeErrorKind::Forgetful => {
                 "Make this node anew: \"bihactl remove\" on another node, empty this data directory, \"bihactl add\"."
             }
             NodeErrorKind::Removed => {
@@ -110,15 +115,33 @@ impl NodeErrorKind {
         }
     }
 
-    /// Has this node lost what others count on? Then it must not vote again as if nothing had been.
+    /// Has this node lost what others count on, or has it WAL that would be taken for another's? Then it must not go on as
+    /// if nothing had been.
     pub fn is_for_good(self) -> bool {
-        matches!(self, NodeErrorKind::WalShorter | NodeErrorKind::Forgetful)
+        self.rank() > 0
     }
 
-    /// Would a new copy of the leader's data bring this node back?
-    pub fn is_healed_by_reclone(self) -> bool {
+    /// An error of a lower rank must not hide one of a higher: it could be reset, or mended by what does not mend that.
+    fn rank(self) -> u8 {
+        match self {
+            NodeErrorKind::Forgetful => 3,
+            NodeErrorKind::TimelineConflict => 2,
+            NodeErrorKind::WalShorter => 1,
+            _ => 0,
+        }
+    }
+
+    /// Is a new copy of the leader's data, which brings this node back, one that need not be asked for?
+    pub fn is_healed_by_itself(self) -> bool {
         use NodeErrorKind::*;
         matches!(self, RewindFailed | WalRemoved | WalShorter | RecloneFailed)
+    }
+
+    /// Has a rewind, or a new copy of the leader's data, mended it?
+    pub fn is_healed_by(self, copy: bool) -> bool {
+        self.is_healed_by_itself()
+            || self == NodeErrorKind::Diverged
+            || copy && self == NodeErrorKind::TimelineConflict
     }
 }
 
@@ -244,6 +267,26 @@ impl HardState {
         }
     }
 
+    /// Notes an error. False if that is known, or hidden by a worse one.
+    pub fn fail(&mut self, error: NodeError) -> bool {
+        let (kind, rank) = (error.kind, error.kind.rank());
+        let hidden = |known: &NodeError| known.kind == kind || known.kind.rank() > rank;
+        if self.error.as_ref().is_some_and(hidden) {
+            return false;
+        }
+        self.error = Some(error);
+        true
+    }
+
+    /// Who was elected to open the timelines of this history, as far as this node knows.
+    pub fn openers(&self, history: &[HistoryEntry]) -> Vec<(Timeline, NodeId)> {
+        let opener = |at: &HistoryEntry| {
+            let entry = self.timelines.get(&at.timeline)?;
+            (entry.term == Term(at.timeline)).then_some((at.timeline, entry.leader))
+        };
+        history.iter().filter_map(opener).collect()
+    }
+
     /// Notes that the server of this node has been in production on a timeline that no election had it open: whoever is
     /// elected under the same number later must not be taken for the one whose WAL is here. True if that is new. An
     /// error, in words, where another node was elected to open it.
@@ -267,6 +310,27 @@ impl HardState {
             )),
         }
     }
+
+    /// The server is about to be started, and was in production on this timeline when it ended: has this node been elected
+    /// to open it? If not, that is noted. Returns what there is to say if the memory is another now.
+    pub fn own_up_at_start(&mut self, position: Position) -> Option<String> {
+        if self.term == Term(0) {
+            // A server that is to become a member has been in production, of course.
+            return None;
+        }
+        match self.own_up(position) {
+            Ok(false) => None,
+            Ok(true) => Some(format!(
+                "the server was in production without an election, on timeline {}",
+                position.timeline
+            )),
+            Err(text) => {
+                let (kind, position) = (NodeErrorKind::TimelineConflict, Some(position));
+                self.fail(NodeError { kind, text: text.clone(), position, leader: None });
+                Some(text)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -287,6 +351,28 @@ mod tests {
         assert_eq!(hard.timelines.get(&4), Some(&entry));
         assert_eq!(hard.rewind, RewindState::None);
         assert_eq!(hard.own_up(HERE), Ok(false));
+    }
+
+    #[test]
+    fn what_cannot_be_reset_is_not_hidden_by_what_can() {
+        use NodeErrorKind::*;
+        let mut hard = memory();
+        let mut fail =
+            |kind| hard.fail(NodeError { kind, text: String::new(), position: None, leader: None });
+        assert_eq!([WalRemoved, WalRemoved, WalShorter, Removed].map(&mut fail), [true, false, true, false]);
+        assert_eq!([RecloneFailed, TimelineConflict, WalShorter].map(&mut fail), [false, true, false]);
+        assert_eq!([Forgetful, Removed, TimelineConflict].map(&mut fail), [true, false, false]);
+        assert_eq!(hard.error.map(|error| error.kind), Some(Forgetful));
+    }
+
+    #[test]
+    fn a_server_that_is_no_member_yet_may_have_been_in_production() {
+        let mut hard = memory();
+        assert_eq!(hard.own_up_at_start(HERE), None);
+        assert!(hard.timelines.is_empty());
+        hard.term = Term(3);
+        assert!(hard.own_up_at_start(HERE).is_some_and(|text| text.ends_with("on timeline 4")));
+        assert_eq!((hard.own_up_at_start(HERE), hard.error), (None, None));
     }
 
     #[test]

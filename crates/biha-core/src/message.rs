@@ -188,6 +188,8 @@ pub struct Heartbeat {
     pub state: NodeState,
     /// The leader's timeline history, oldest first; empty until it has promoted.
     pub history: Vec<HistoryEntry>,
+    /// Who was elected to open the timelines of that history, oldest first, as far as the leader knows.
+    pub openers: Vec<(Timeline, NodeId)>,
     /// A node may rewind against the leader now.
     pub rewind_ready: bool,
     /// Start of the oldest WAL that the leader still has; 0 if not known.

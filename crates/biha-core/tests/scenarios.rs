@@ -69,6 +69,7 @@ scenarios! {
     a_refused_connection_proves_nothing_by_default
     a_removed_node_comes_back_as_a_new_one
     a_removal_that_no_quorum_has_is_taken_back
+    two_leaders_of_one_term_are_found_out_later
     a_removed_node_is_told_and_stops
     a_rewind_that_could_not_begin_leaves_a_voter
     a_rewind_that_failed_becomes_a_copy

@@ -1,10 +1,11 @@
 //! Making nodes: with bihactl, as an operator would; or without biha, to compare with.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -37,6 +38,13 @@ pub fn add(cluster: &Cluster, node: &Node) -> Result<()> {
         ensure!(cluster.leader()?.biha_value(&joining)? == "f", "it is still joining");
         Ok(())
     })
+}
+
+/// For the next `bihactl add`: the magic string names the node that was asked for it, and that one may be gone.
+pub fn write_magic(cluster: &Cluster) -> Result<()> {
+    let leader = cluster.wait_leader(Duration::from_secs(30))?;
+    let magic = leader.biha_value("SELECT biha.get_magic_string()")?;
+    fs::write(magic_file(cluster), magic).context("could not write the magic string")
 }
 
 /// The `bihactl add` of a further node.

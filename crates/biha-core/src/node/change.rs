@@ -103,7 +103,8 @@ impl Node {
         let known = self.hard.timelines.len();
         let kind = self.hard.error.as_ref().map(|error| error.kind);
         if let Some(kind) = kind.filter(|kind| kind.is_for_good()) {
-            let text = format!("{} cannot be reset: this node lacks what it has told others", kind.name());
+            let text =
+                format!("{} cannot be reset: this node is not what the others take it for", kind.name());
             return Err(invalid(text, kind.remedy()));
         }
         if self.hard.error.take().is_some() {
@@ -207,17 +208,26 @@ impl Node {
         match checked {
             Err(error) => self.finish(origin, Err(error)),
             Ok(config) if config == self.config => self.finish(origin, Ok(())),
-            Ok(config) if config.settings.nquorum != self.config.settings.nquorum && self.lost_quorum() => {
-                let text = "too few voters answer to change nquorum now".to_owned();
-                self.finish(origin, Err(CommandError::Failed(text)));
-            }
-            Ok(config) if config.settings.nquorum != self.config.settings.nquorum && !self.disarms() => {
-                let text = "voters that do not answer could elect a leader by the nquorum that they know";
-                let hint = "Wait until they answer, or remove them first: biha.remove_node().";
-                self.finish(origin, Err(invalid(text, hint)));
-            }
-            Ok(config) => self.start_change(Some(origin), config),
+            Ok(config) => match self.check_nquorum(&config) {
+                Err(error) => self.finish(origin, Err(error)),
+                Ok(()) => self.start_change(Some(origin), config),
+            },
         }
+    }
+
+    /// May nquorum change now, if it does?
+    fn check_nquorum(&self, new: &ClusterConfig) -> Result<(), CommandError> {
+        if new.settings.nquorum == self.config.settings.nquorum {
+            return Ok(());
+        }
+        if self.lost_quorum() {
+            return Err(CommandError::Failed("too few voters answer to change nquorum now".to_owned()));
+        }
+        if !self.disarms() {
+            let text = "voters that do not answer could elect a leader by the nquorum that they know";
+            return Err(invalid(text, "Wait until they answer, or remove them first: biha.remove_node()."));
+        }
+        Ok(())
     }
 
     fn busy(&self) -> bool {

@@ -91,25 +91,33 @@ impl Node {
         }
     }
 
-    /// Remembers who opened the leader's timeline. False if this node's WAL ends on a timeline of a number that
-    /// somebody else opened: divergence that pg_rewind would not see.
-    fn record_timeline(&mut self, position: Position) -> bool {
+    /// Remembers who opened the timelines of the leader's history. False if this node's WAL is on one of them, or has come
+    /// by, that somebody else opened: divergence that pg_rewind would not see.
+    fn record_timelines(&mut self, position: Position) -> bool {
         let Some(heard) = &self.heard else { return true };
-        let Some(last) = heard.beat.history.last() else { return true };
-        let entry = TimelineEntry { term: self.hard.term, leader: heard.id, fork: last.fork };
+        let Some(newest) = heard.beat.history.last() else { return true };
         if self.unelected(position) && heard.beat.history.iter().any(|e| e.timeline == position.timeline) {
             return false;
         }
-        match self.hard.timelines.get(&last.timeline) {
-            Some(known) if *known == entry => true,
-            Some(_) if position.timeline == last.timeline => false,
-            _ => {
-                self.hard.timelines.insert(last.timeline, entry);
-                prune(&mut self.hard.timelines);
-                self.persist();
-                true
+        let (mut timelines, before) = (self.hard.timelines.clone(), heard.beat.openers.iter());
+        let told = before.copied().filter(|(timeline, _)| *timeline < newest.timeline);
+        for (timeline, leader) in told.chain([(newest.timeline, heard.id)]) {
+            let Some(at) = heard.beat.history.iter().find(|e| e.timeline == timeline) else { continue };
+            let entry = TimelineEntry { term: Term(timeline), leader, fork: at.fork };
+            match timelines.get(&timeline) {
+                Some(known) if (known.term, known.leader) == (entry.term, leader) => {}
+                Some(_) if timeline <= position.timeline => return false,
+                _ => {
+                    timelines.insert(timeline, entry);
+                }
             }
         }
+        prune(&mut timelines);
+        if timelines != self.hard.timelines {
+            self.hard.timelines = timelines;
+            self.persist();
+        }
+        true
     }
 
     fn acknowledge(&mut self, to: NodeId, incarnation: Incarnation, seq: u64, handover: u32) {
@@ -151,8 +159,10 @@ impl Node {
         self.forget_strangers();
         if self.me().is_none() {
             self.fail(NodeErrorKind::Removed, "this node was removed from the cluster".to_owned());
-        } else if self.hard.error.take_if(|error| error.kind == NodeErrorKind::Removed).is_some() {
-            // It had heard of a removal that no quorum has; or it was entered again, with all it remembers.
+        } else if self.me().is_some_and(|me| !me.joining)
+            && self.hard.error.take_if(|error| error.kind == NodeErrorKind::Removed).is_some()
+        {
+            // It had heard of a removal that no quorum has. Where it is joining another may have got its number since.
             self.note(EventKind::NodeError, "this node is a member of the cluster again", Vec::new());
             self.persist();
         }
@@ -226,10 +236,10 @@ impl Node {
         if self.hard.error.is_some() {
             return self.reclone_order(leader, position);
         }
-        if !self.record_timeline(position) {
+        if !self.record_timelines(position) {
             self.fail(
                 NodeErrorKind::TimelineConflict,
-                format!("node {leader} opened a timeline whose number another leader has used"),
+                format!("node {leader}'s WAL has a timeline whose number another leader has used here"),
             );
             return None;
         }

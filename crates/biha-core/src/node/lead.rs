@@ -221,6 +221,7 @@ impl Node {
             handover: leader.handover,
             config,
             state: if leader.is_open() { NodeState::LeaderRw } else { NodeState::LeaderRo },
+            openers: self.hard.openers(&leader.history),
             history: leader.history.clone(),
             rewind_ready: checkpointed && !leader.history.is_empty(),
             oldest_wal,

@@ -52,18 +52,24 @@ impl Node {
                 "Wait until the leader takes writes. If it lacks standbys for good, lower biha.set_sync_standbys first.",
             ));
         }
-        let may_lose =
-            |old: &ClusterConfig| old.settings.lossless == Lossless::Require && old.may_lose_by(new);
-        if may_lose(&self.config) {
+        let may_lose = |(old, later): (&ClusterConfig, &[ClusterConfig])| {
+            old.settings.lossless == Lossless::Require && old.may_lose_by(later, new)
+        };
+        if may_lose((&self.config, &[])) {
             return Err(invalid(
                 "a quorum after this change could lack a commit that was acknowledged before it",
                 "Raise biha.set_sync_standbys by one first, and lower it again afterwards.",
             ));
         }
-        if leader.and_then(|leader| leader.change.as_ref()).is_some_and(|c| c.old.iter().any(may_lose)) {
+        let mut chain =
+            leader.and_then(|l| l.change.as_ref()).map_or(Vec::new(), |change| change.old.clone());
+        chain.push(self.config.clone());
+        let mut tails = (0..chain.len()).filter_map(|at| chain.get(at..)?.split_first());
+        if tails.any(may_lose) {
             return Err(invalid(
                 "the last change is not settled, and a quorum after this one could lack what was acknowledged before it",
-                "Wait until the last change is settled, which takes as many standbys as commits wait for.",
+                "Wait until the last change is settled, which takes as many standbys as commits wait for. If they are gone \
+                 for good, lower biha.set_sync_standbys first, or relax biha.set_lossless.",
             ));
         }
         Ok(())

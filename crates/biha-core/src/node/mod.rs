@@ -391,14 +391,11 @@ impl Node {
     }
 
     fn fail(&mut self, kind: NodeErrorKind, text: String) {
-        // What cannot be reset must not be replaced by what can.
-        if self.hard.error.as_ref().is_some_and(|e| e.kind == kind || e.kind.is_for_good()) {
-            return;
+        let (position, leader) = (self.position(), self.heard.as_ref().map(|h| h.id));
+        if self.hard.fail(NodeError { kind, text: text.clone(), position, leader }) {
+            self.note(EventKind::NodeError, &text, Vec::new());
+            self.persist();
         }
-        let leader = self.heard.as_ref().map(|h| h.id);
-        self.note(EventKind::NodeError, &text, Vec::new());
-        self.hard.error = Some(NodeError { kind, text, position: self.position(), leader });
-        self.persist();
     }
 
     fn gate(&mut self, until: Millis) {

@@ -29,10 +29,10 @@ impl Node {
                     if recloned { RewindState::Recloned(term) } else { RewindState::Done(term) };
                 self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
                 self.hard.lower_bound = None;
-                self.hard.error = None;
-                // What this node itself had opened is no part of its WAL any more.
+                self.hard.error.take_if(|error| error.kind.is_healed_by(recloned));
+                // What this node itself had opened is no part of its WAL any more; of a copy nothing is.
                 let me = self.hard.node;
-                self.hard.timelines.retain(|_, entry| entry.leader != me);
+                self.hard.timelines.retain(|_, entry| entry.leader != me && !recloned);
                 None
             }
             (RewindState::Recloning, Some(Err(why))) => {
@@ -45,8 +45,8 @@ impl Node {
             (_, Some(Err(Hindrance { text, passing: false }))) => {
                 self.hard.rewind = RewindState::None;
                 let said = format!("the rewind failed: {text}");
-                self.hard.error =
-                    Some(NodeError { kind: NodeErrorKind::RewindFailed, text, position: None, leader: None });
+                let kind = NodeErrorKind::RewindFailed;
+                self.hard.fail(NodeError { kind, text, position: None, leader: None });
                 Some((EventKind::NodeError, said))
             }
             // The restart came without it (an operator's stop won, or it was killed): it will be asked for again.
@@ -92,7 +92,7 @@ impl Node {
     pub(super) fn reclone_order(&mut self, leader: NodeId, end: Position) -> Option<Order> {
         let error = self.hard.error.as_ref()?;
         let tried = self.hard.rewind == RewindState::Recloned(self.hard.term) || self.pauses();
-        let by_itself = self.options.autoreclone && !tried && error.kind.is_healed_by_reclone();
+        let by_itself = self.options.autoreclone && !tried && error.kind.is_healed_by_itself();
         if !by_itself && self.hard.rewind != RewindState::Recloning {
             return None;
         }
@@ -109,7 +109,8 @@ impl Node {
         let term = self.hard.term;
         self.hard.rewind = if why.passing { RewindState::PutOff(term) } else { RewindState::Recloned(term) };
         let (position, leader) = self.hard.error.as_ref().map_or((None, None), |e| (e.position, e.leader));
-        let kind = NodeErrorKind::RecloneFailed;
+        let known = self.hard.error.as_ref().map(|error| error.kind).filter(|kind| kind.is_for_good());
+        let kind = known.unwrap_or(NodeErrorKind::RecloneFailed);
         self.hard.error = Some(NodeError { kind, text: text.clone(), position, leader });
         text
     }

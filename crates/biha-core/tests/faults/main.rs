@@ -18,7 +18,7 @@ mod sim;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use figures::Figures;
-use run::{Plan, Run, changes};
+use run::{Plan, Run, changes, minorities};
 
 /// Seeds in an ordinary run.
 const SEEDS: u64 = 10_000;
@@ -43,6 +43,15 @@ fn safety_while_quorums_change() {
     match number("SEED") {
         Some(seed) => replay(seed, &changes()),
         None => many(SEEDS / 2, &changes()),
+    }
+}
+
+/// Where any number may elect for a while, there is one leader again as soon as nobody knows of that any more.
+#[test]
+fn safety_after_quorums_that_were_no_majority() {
+    match number("SEED") {
+        Some(seed) => replay(seed, &minorities()),
+        None => many(2 * SEEDS / 5, &minorities()),
     }
 }
 
@@ -84,7 +93,11 @@ fn number(name: &str) -> Option<u64> {
 
 /// One seed, twice: what was seen, if all is well and both runs are the same.
 fn one(seed: u64, plan: &Plan) -> Result<Figures, String> {
-    let test = if plan.changes { "safety_while" } else { "safety_under" };
+    let test = match plan {
+        Plan { changes: true, .. } => "safety_while",
+        Plan { minorities: true, .. } => "safety_after",
+        _ => "safety_under",
+    };
     let replay = format!("SEED={seed} cargo test -p biha-core --test faults {test} -- --nocapture");
     let once = || {
         let outcome = catch_unwind(AssertUnwindSafe(|| {

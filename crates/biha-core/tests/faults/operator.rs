@@ -72,7 +72,8 @@ impl Run {
     fn some_change(&mut self, at: NodeId, target: NodeId) -> Command {
         let voters = self.cluster.host(at).disk.config.voters().count() as u32;
         let majority = voters / 2 + 1;
-        let some = majority + self.rng.below(u64::from(voters - majority + 1)) as u32;
+        let least = if self.minorities && self.rng.one_in(3) { 1 } else { majority };
+        let some = least + self.rng.below(u64::from(voters - least + 1)) as u32;
         let votes = self.rng.one_in(2);
         let k = self.rng.below(u64::from(majority)) as u32;
         let setting = match self.rng.below(12) {

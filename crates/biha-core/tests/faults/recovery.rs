@@ -35,7 +35,7 @@ impl Run {
         }
         let Some(leader) = self.leader() else {
             // WAL that nobody elected neither votes nor stands; without it there may be no quorum.
-            if self.by_hand || !self.can_elect() {
+            if self.is_excused() || !self.can_elect() {
                 self.figures.excused += 1;
                 return self.verdict();
             }
@@ -50,7 +50,12 @@ impl Run {
                 return self.verdict();
             }
         }
-        if self.by_hand { self.verdict() } else { Err(self.who_does_not_follow()) }
+        if self.is_excused() { self.verdict() } else { Err(self.who_does_not_follow()) }
+    }
+
+    /// A number may have been taken twice, or may be yet: what has it is in error for good.
+    fn is_excused(&self) -> bool {
+        self.by_hand || self.cluster.checks.spoiled || self.cluster.checks.two_leaders
     }
 
     fn who_does_not_follow(&self) -> String {
@@ -97,7 +102,11 @@ impl Run {
         for id in self.cluster.ids() {
             let Some(error) = self.cluster.host(id).disk.hard.error.clone() else { continue };
             match error.kind {
-                NodeErrorKind::TimelineConflict if self.by_hand => {}
+                NodeErrorKind::TimelineConflict if self.is_excused() => {}
+                // It was joining, and the removal came to nothing with its leader.
+                NodeErrorKind::Removed if self.newest_config().members.contains_key(&id) => {
+                    self.user(id, Command::ResetNodeError);
+                }
                 NodeErrorKind::Removed => {}
                 _ => self.cluster.checks.violation(Rule::Node, format!("n{id}: {}", error.text)),
             }
@@ -123,7 +132,7 @@ impl Run {
     pub fn fail_over(&mut self) -> Result<(), String> {
         // An order that failed among the faults holds up the next ones for a second.
         self.work(1000)?;
-        let Some(leader) = self.leader().filter(|id| self.can_spare(*id) && !self.by_hand) else {
+        let Some(leader) = self.leader().filter(|id| self.can_spare(*id) && !self.is_excused()) else {
             return Ok(());
         };
         let silently = self.seed.is_multiple_of(2);
@@ -168,7 +177,7 @@ impl Run {
 
     /// A planned switchover loses nothing, also where replication is asynchronous.
     pub fn switch_over(&mut self) -> Result<(), String> {
-        let Some(leader) = self.leader().filter(|_| !self.by_hand) else { return Ok(()) };
+        let Some(leader) = self.leader().filter(|_| !self.is_excused()) else { return Ok(()) };
         let config = self.cluster.host(leader).disk.config.clone();
         let others: Vec<NodeId> = config
             .members
@@ -211,5 +220,6 @@ fn may_vote(config: &ClusterConfig, id: NodeId) -> bool {
         member.joining = false;
     }
     let require = config.settings.lossless == Lossless::Require;
-    !admitted.two_leaders_possible() && (!require || admitted.lossless().0 && !config.may_lose_by(&admitted))
+    !admitted.two_leaders_possible()
+        && (!require || admitted.lossless().0 && !config.may_lose_by(&[], &admitted))
 }

@@ -38,6 +38,8 @@ pub struct Plan {
     pub lossless: bool,
     /// Voters and quorums change, whatever is chosen for the rest; a change that could lose a commit is refused.
     pub changes: bool,
+    /// nquorum may be set to less than a majority: two leaders are possible until it is one again.
+    pub minorities: bool,
     /// Every second fault is this one.
     pub more: Option<Fault>,
     /// Clocks are wrong by up to so many parts per million.
@@ -50,6 +52,11 @@ pub struct Plan {
 /// Quorums and voters change all the time, and no acknowledged commit may be lost.
 pub fn changes() -> Plan {
     Plan { lossless: true, changes: true, more: Some(Fault::QuorumsShift), ..Plan::default() }
+}
+
+/// As changes, but nothing is guarded, and any number may elect for a while.
+pub fn minorities() -> Plan {
+    Plan { minorities: true, more: Some(Fault::Parameter), ..Plan::default() }
 }
 
 pub struct Run {
@@ -71,6 +78,8 @@ pub struct Run {
     next_commit: Millis,
     /// Voters are added and removed, and what counts as a quorum changes.
     pub voters_change: bool,
+    /// Any nquorum is asked for.
+    pub minorities: bool,
     /// Somebody may promote a server by hand, and did: a number may have been taken twice, which is an error to
     /// be seen.
     pub hands: bool,
@@ -96,7 +105,7 @@ impl Run {
             config.settings.lossless = Lossless::Require;
         }
         let (nodes, timeout) = (config.members.len() as u32, config.settings.election_timeout());
-        let voters_change = plan.changes || !plan.lossless && rng.one_in(3);
+        let voters_change = plan.changes || plan.minorities || !plan.lossless && rng.one_in(3);
         let guarded = config.lossless().0 && config.guards_commits();
         cluster.checks.lossless =
             guarded && (!voters_change || config.settings.lossless == Lossless::Require);
@@ -115,6 +124,7 @@ impl Run {
             quiet: false,
             next_commit: 0,
             voters_change,
+            minorities: plan.minorities,
             hands: !guarded && rng.one_in(8),
             by_hand: false,
             more: plan.more,

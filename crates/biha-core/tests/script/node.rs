@@ -296,6 +296,7 @@ fn heartbeat(args: &mut Args, seq: u64, config: ConfigVersion) -> Parsed<Heartbe
         config,
         state: if args.flag("read-only") { NodeState::LeaderRo } else { NodeState::LeaderRw },
         history: args.history("history")?.unwrap_or_default(),
+        openers: Vec::new(),
         rewind_ready: args.switch("rewind_ready", true)?,
         oldest_wal: Lsn(args.key_or("oldest", 0)?),
         position: args.position("at")?,

@@ -59,8 +59,12 @@ pub struct Checks {
     pub(super) asked: BTreeMap<RequestId, bool>,
     /// Is every acknowledged commit to be in every later leader's WAL?
     pub lossless: bool,
-    /// Two leaders are possible by configuration: S1 and S2 do not hold.
+    /// Two leaders are possible by a configuration that somebody has: S1 and S2 do not hold.
     pub two_leaders: bool,
+    /// They do again from this moment on.
+    pub(super) judge_from: Option<Millis>,
+    /// There were two of one term: no timeline says any more whose it is.
+    pub spoiled: bool,
     /// A gate may have opened since they were looked at.
     pub gates_changed: bool,
     /// What is broken on purpose: counted only.
@@ -97,6 +101,10 @@ impl Checks {
         }
     }
 
+    pub(super) fn forget_commits(&mut self) {
+        self.acknowledged.clear();
+    }
+
     pub(super) fn acknowledged(&mut self, term: Term, commits: &[Waiting]) {
         self.acknowledged.extend(commits.iter().map(|w| Acknowledged { number: w.number, at: w.at, term }));
     }
@@ -107,12 +115,13 @@ impl Cluster {
     pub(super) fn check_leader(&mut self, id: NodeId) {
         let host = self.host(id);
         let Some(node) = &host.controller else { return };
-        if !node.state().is_leader() || self.checks.two_leaders {
+        if !node.state().is_leader() {
             return;
         }
         let (term, life) = (node.hard().term, host.life);
         match self.checks.leaders.get(&term) {
             Some(known) if *known == (id, life) => return,
+            Some(_) if self.checks.two_leaders => self.checks.spoiled = true,
             Some(known) => {
                 let text = format!("n{id} (life {life}) leads term {term} as did {known:?}");
                 self.checks.violation(Rule::S1, text);
@@ -120,6 +129,9 @@ impl Cluster {
             None => {}
         }
         self.checks.leaders.insert(term, (id, life));
+        if self.checks.two_leaders {
+            return;
+        }
         self.check_configuration(id, term);
         if self.checks.lossless
             && let Some(lost) = self.lost_commit(id, |acknowledged_in| acknowledged_in < term)
@@ -284,15 +296,16 @@ impl Cluster {
             let text = format!("n{id} promotes to {timeline} without the intention on disk");
             self.checks.violation(Rule::Order, text);
         }
+        let twice = self.checks.timelines.insert(timeline, id).is_some_and(|known| known != id);
         if self.checks.two_leaders {
+            self.checks.spoiled |= twice;
             return;
         }
         if !in_term {
             let text = format!("n{id} opens timeline {timeline} but did not lead that term");
             self.checks.violation(Rule::Order, text);
         }
-        let known = self.checks.timelines.insert(timeline, id);
-        if known.is_some_and(|known| known != id) {
+        if twice {
             self.checks.violation(Rule::S4, format!("timeline {timeline} is opened by n{id} too"));
         }
     }

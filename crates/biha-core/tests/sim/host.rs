@@ -7,7 +7,7 @@ use biha_core::*;
 use super::disk::Writing;
 use super::mutation::OUTLIVES;
 use super::{
-    After, CRASH_RESTART, Cluster, Disk, LATENCY, Log, Mutation, RETRY_CONNECT, REWIND, START, Server,
+    After, CRASH_RESTART, Cluster, Disk, LATENCY, Log, Mutation, RETRY_CONNECT, REWIND, Rule, START, Server,
     ServerMode, What, say,
 };
 
@@ -183,25 +183,21 @@ impl Cluster {
     fn cannot_own_up(&mut self, id: NodeId) -> bool {
         let forgets = self.mutated(Mutation::PromotionForgotten);
         let host = self.host_mut(id);
-        if !host.server.was_primary || host.disk.hard.term == Term(0) || host.disk.lost || forgets {
+        if !host.server.was_primary || host.disk.lost || forgets {
             return false;
         }
         let mut hard = host.disk.hard.clone();
-        let position = host.server.log.end();
-        match hard.own_up(position) {
-            Ok(false) => return false,
-            Ok(true) => {}
-            Err(text) => {
-                let kind = NodeErrorKind::TimelineConflict;
-                hard.error.get_or_insert(NodeError { kind, text, position: Some(position), leader: None });
-            }
+        let (full, position) = (host.disk.full, host.server.log.end());
+        let Some(text) = hard.own_up_at_start(position) else { return false };
+        if !self.promoted_by_hand {
+            self.checks.violation(Rule::Node, format!("n{id} was elected, but says: {text}"));
         }
-        if host.disk.full {
+        if full {
             say!(self, id, "does not start: no space is left on the device");
             return true;
         }
-        host.disk.hard = hard;
-        say!(self, id, "was in production without an election");
+        self.host_mut(id).disk.hard = hard;
+        say!(self, id, "starts: {text}");
         false
     }
 

@@ -58,6 +58,8 @@ pub struct Cluster {
     pub checks: Checks,
     /// Rules that are taken out.
     pub mutations: Vec<Mutation>,
+    /// Somebody has promoted a server by hand.
+    pub promoted_by_hand: bool,
     next_commit: u64,
     /// Orders of this kind (first word of the order) take so long, or fail.
     pub order_delay: BTreeMap<(NodeId, &'static str), Millis>,
@@ -80,6 +82,7 @@ impl Cluster {
             rng: Rng::new(seed),
             checks: Checks::default(),
             mutations: Vec::new(),
+            promoted_by_hand: false,
             next_commit: 0,
             order_delay: BTreeMap::new(),
             order_fails: BTreeMap::new(),
@@ -259,6 +262,7 @@ impl Cluster {
     /// After each step: the next tick, the traced state, the invariants.
     pub(super) fn settle(&mut self, id: NodeId) {
         let now = self.now;
+        self.checks.judge_again(now);
         let host = self.host_mut(id);
         let Some(node) = &host.controller else { return };
         let deadline = node.next_deadline();

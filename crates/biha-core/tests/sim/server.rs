@@ -279,6 +279,7 @@ impl Cluster {
         let opens = server.mode == Mode::Standby && server.log.open_timeline(next, id).is_ok();
         if opens {
             server.leave_recovery();
+            self.promoted_by_hand = true;
             say!(self, id, "in production on timeline {next}, by hand");
         }
         opens

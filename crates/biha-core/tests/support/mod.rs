@@ -121,6 +121,7 @@ impl Numbers {
             config: self.version(),
             state: NodeState::LeaderRw,
             history: (0..2).map(|_| HistoryEntry { timeline: self.small(), fork: Lsn(self.n()) }).collect(),
+            openers: (0..2).map(|_| (self.small(), NodeId(self.small()))).collect(),
             rewind_ready: self.n().is_multiple_of(2),
             oldest_wal: Lsn(self.n()),
             position: Some(position),

@@ -9,13 +9,13 @@ use rustix::process::Signal;
 
 use crate::chaos::damage::half_rewound;
 use crate::chaos::inject::{LATER, Remedy, SOON, Struck, hold, struck};
-use crate::chaos::operator::{remove, write_magic};
+use crate::chaos::operator::remove;
 use crate::chaos::plan::Fault;
 use crate::chaos::random::Random;
 use crate::cluster::Cluster;
 use crate::node::{Node, StopMode};
 use crate::process;
-use crate::provision::add_command;
+use crate::provision::{add_command, write_magic};
 use crate::wait::wait_until;
 
 /// What `bihactl add` says of a directory that a killed one has left.

@@ -1,6 +1,5 @@
 //! What an operator does, also while things go wrong: commands that may be refused, and are tried again.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +9,7 @@ use crate::chaos::inject::{LATER, Remedy, SOON, Struck, struck};
 use crate::chaos::liveness::Hand;
 use crate::cluster::Cluster;
 use crate::node::Node;
+use crate::provision::write_magic;
 use crate::run::run;
 use crate::wait::wait_until;
 
@@ -98,12 +98,6 @@ pub fn membership(cluster: &mut Cluster, node: &Node, spared: &[u32]) -> Result<
 fn add(cluster: &mut Cluster) -> Result<()> {
     write_magic(cluster)?;
     cluster.add_node().map(drop)
-}
-
-/// For the next `bihactl add`: the magic string names the node that was asked for it, and that one may be gone.
-pub fn write_magic(cluster: &Cluster) -> Result<()> {
-    let magic = cluster.wait_leader(SOON)?.biha_value("SELECT biha.get_magic_string()")?;
-    fs::write(cluster.directory.join("magic"), magic).context("could not write the magic string")
 }
 
 /// Removes members that are none of ours: an addition that failed after its half.

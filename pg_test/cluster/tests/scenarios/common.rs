@@ -28,6 +28,7 @@ pub fn make_anew(cluster: &Cluster, leader: &Node, node: &Node) -> Result<()> {
     leader.biha_value(&format!("SELECT biha.remove_node({})", node.id))?;
     node.kill_all()?;
     fs::remove_dir_all(&node.data)?;
+    provision::write_magic(cluster)?;
     provision::add(cluster, node)
 }
 

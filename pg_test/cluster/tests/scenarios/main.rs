@@ -34,6 +34,7 @@ mod switchover;
 mod switchover_target_dies;
 mod synchronous;
 mod timeline_gap;
+mod two_leaders;
 mod unconfigured;
 mod wal_removed;
 mod whole_cluster_restart;
