@@ -23,6 +23,8 @@ const RETRY_INTERVAL: u32 = 5000;
 const SETTINGS_LIMIT: Duration = Duration::from_secs(10);
 /// After this long, look for what keeps the startup process from reading them.
 const PATIENCE: Duration = Duration::from_millis(10);
+/// When a write that failed is tried again by itself.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
 /// How long the WAL receiver may take to end: it flushes first.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,8 @@ pub struct Receiver {
     silent_since: Instant,
     /// When `conf` was last written; `None` once its spare files have been made again.
     written_at: Option<Instant>,
+    /// When a write of `conf` failed: what the file holds is not known, and nobody else may come by to write it.
+    failed_at: Option<Instant>,
 }
 
 impl Receiver {
@@ -65,6 +69,7 @@ impl Receiver {
             streamed: false,
             silent_since: Instant::now(),
             written_at: Some(Instant::now()),
+            failed_at: None,
         }
     }
 
@@ -164,7 +169,9 @@ impl Receiver {
         let epoch = newest.max(inherited.unwrap_or(0)).checked_add(1).unwrap_or(1);
         self.conf = ServerConf { epoch, ..conf };
         self.certain = false;
-        self.conf.replace().map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
+        let replaced = self.conf.replace();
+        self.failed_at = replaced.is_err().then(Instant::now);
+        replaced.map_err(|e| format!("could not write \"{}\": {e}", paths::SERVER_CONF))?;
         self.certain = true;
         self.written_at = Some(Instant::now());
         gate.receiver_epoch_written.store(epoch, Ordering::SeqCst);
@@ -190,7 +197,8 @@ impl Receiver {
             synchronous_standby_names(status.config.settings.sync_standbys, &status.synchronous);
         conf.blank_restore_command = !self.needs_archive(status);
         conf.looks_read_only = is_fenced(status);
-        if differ(&self.conf, &conf)
+        let again = self.failed_at.is_some_and(|at| at.elapsed() > WRITE_AGAIN);
+        if (again || differ(&self.conf, &conf))
             && let Err(text) = self.write(conf)
         {
             pgrx::warning!("{text}");

@@ -36,6 +36,12 @@ pub struct Delay {
 }
 
 impl Delay {
+    /// Does the kernel hand packets over here?
+    pub fn possible() -> bool {
+        let handed = Queue::open().and_then(|mut queue| queue.bind(u16::MAX)).is_ok();
+        handed && Command::new("iptables").arg("--version").output().is_ok_and(|told| told.status.success())
+    }
+
     /// Each packet is held for up to `longest`, by chance; but not what comes from `spared`.
     pub fn start(namespace: &str, spared: &str, longest: Duration, seed: u64) -> Result<Delay> {
         static STARTED: AtomicU16 = AtomicU16::new(0);

@@ -268,18 +268,18 @@ impl fmt::Display for Step {
 }
 
 /// Works out steps with `faults` faults in all: every kind comes as often as any other, give or take one, and
-/// every fourth step is of two faults more. Without `disks` there is nothing that needs a node's own.
-pub fn plan(seed: u64, faults: usize, disks: bool) -> Vec<Step> {
+/// every fourth step is of two faults more. Only what can be done here, by `can`, is in it.
+pub fn plan(seed: u64, faults: usize, can: impl Fn(Kind) -> bool) -> Vec<Step> {
     let mut random = Random::new(seed);
     let mut bag: Vec<Kind> = Vec::new();
     let (mut steps, mut planned) = (Vec::new(), 0);
     while planned < faults {
         let pair = steps.len() % 4 == 3 && planned + 2 <= faults;
         let kinds = if pair {
-            two(&mut random, disks)
+            two(&mut random, &can)
         } else {
             if bag.is_empty() {
-                bag = possible(&KINDS, disks);
+                bag = possible(&KINDS, &can);
                 random.shuffle(&mut bag);
             }
             bag.pop().into_iter().collect()
@@ -291,12 +291,12 @@ pub fn plan(seed: u64, faults: usize, disks: bool) -> Vec<Step> {
     steps
 }
 
-fn possible(kinds: &[Kind], disks: bool) -> Vec<Kind> {
-    kinds.iter().copied().filter(|kind| disks || !kind.needs_disk()).collect()
+fn possible(kinds: &[Kind], can: impl Fn(Kind) -> bool) -> Vec<Kind> {
+    kinds.iter().copied().filter(|kind| can(*kind)).collect()
 }
 
-fn two(random: &mut Random, disks: bool) -> Vec<Kind> {
-    let (instant, fire) = (possible(&INSTANT, disks), possible(&FIRE, disks));
+fn two(random: &mut Random, can: impl Fn(Kind) -> bool) -> Vec<Kind> {
+    let (instant, fire) = (possible(&INSTANT, &can), possible(&FIRE, &can));
     let mut any = |list: &[Kind]| list[random.index(list.len())];
     let first = any(&instant);
     match any(&[KillAll, Loss, Settings, Settings]) {
@@ -324,9 +324,9 @@ mod tests {
 
     #[test]
     fn a_seed_is_one_plan_and_holds_every_kind() {
-        let steps = plan(1, 60, true);
-        assert_eq!(steps, plan(1, 60, true));
-        assert_ne!(steps, plan(2, 60, true));
+        let steps = plan(1, 60, |_| true);
+        assert_eq!(steps, plan(1, 60, |_| true));
+        assert_ne!(steps, plan(2, 60, |_| true));
         assert_eq!(steps.iter().map(|step| step.faults.len()).sum::<usize>(), 60);
         let kinds: BTreeSet<Kind> =
             steps.iter().flat_map(|step| &step.faults).map(|fault| fault.kind).collect();

@@ -11,12 +11,13 @@ use crate::chaos::judge;
 use crate::chaos::liveness::{self, Hand};
 use crate::chaos::losses::{self, Listed};
 use crate::chaos::operator::{make_anew, remove, tend};
-use crate::chaos::plan::{KINDS, Step, plan};
+use crate::chaos::plan::{KINDS, Kind, Step, plan};
 use crate::chaos::reign::Blow;
 use crate::chaos::report::Report;
 use crate::chaos::witness::Witness;
 use crate::chaos::workload::Workload;
 use crate::cluster::{Builder, Cluster};
+use crate::delay::Delay;
 use crate::disk::Disk;
 use crate::logs::{Expected, expect};
 use crate::network::Network;
@@ -165,7 +166,9 @@ pub fn run(cluster: &mut Cluster, round: &Round) -> Result<Report> {
     let workload = Workload::start(cluster, round.seed)?;
     let oracle = Oracle::start(cluster, load)?;
     let mut protocol = Protocol::default();
-    let steps = plan(round.seed, round.faults, cluster.builder.disks);
+    let steps = plan(round.seed, round.faults, |kind| {
+        (cluster.builder.disks || !kind.needs_disk()) && (kind != Kind::Delay || Delay::possible())
+    });
     for (number, step) in steps.iter().enumerate() {
         let past = one(cluster, round, step, &oracle, &workload, &mut protocol)
             .with_context(|| format!("step {} of {}: {step}", number + 1, steps.len()))?;
@@ -307,14 +310,14 @@ mod tests {
     }
 
     fn rewinds(round: &Round) -> Vec<bool> {
-        let steps = plan(round.seed, round.faults, true);
+        let steps = plan(round.seed, round.faults, |_| true);
         let faults = steps.into_iter().flat_map(|step| step.faults);
         faults.filter(|fault| fault.kind == Kind::RewindKilled).map(|fault| past_return(&fault)).collect()
     }
 
     #[test]
     fn the_brief_rounds_have_every_kind_between_them() {
-        let steps = || BRIEF.iter().flat_map(|round| plan(round.seed, round.faults, true));
+        let steps = || BRIEF.iter().flat_map(|round| plan(round.seed, round.faults, |_| true));
         let kinds: BTreeSet<_> = steps().flat_map(|step| step.faults).map(|fault| fault.kind).collect();
         let missing: Vec<_> = KINDS.iter().filter(|kind| !kinds.contains(kind)).collect();
         assert!(missing.is_empty(), "{missing:?}");

@@ -1,6 +1,10 @@
 //! Common settings can be set on any node, are the same on all, survive a failover, and nonsense is refused.
 
-use anyhow::{Context, ensure};
+use std::fs;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, anyhow, ensure};
 use biha_cluster_tests::client::sqlstate;
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::expect;
@@ -67,6 +71,39 @@ fn managed_settings_are_guarded() {
             }
             node.query("ALTER SYSTEM SET work_mem = '5MB'").context("all else must be free")?;
         }
+        Ok(())
+    });
+}
+
+/// A leader cannot write `synchronous_standby_names` for a moment: the change waits for it, and nothing else has to come by.
+#[test]
+fn names_that_could_not_be_written_are_written_again() {
+    let mut expected = failover_lines();
+    expected.push(expect("WARNING:  could not write \"pg_biha/server.conf\"", "it cannot"));
+    let name = "names_that_could_not_be_written_are_written_again";
+    run(name, Cluster::builder(), &expected, |cluster, figures| {
+        let leader = cluster.leader()?;
+        let mark = leader.log_mark();
+        // Neither a spare file nor a new one can take its place.
+        let blocks: Vec<String> = (1..=16).map(|n| format!("spare{n}")).chain(["tmp".to_owned()]).collect();
+        let path = |block: &String| leader.data.join(format!("pg_biha/server.conf.{block}"));
+        for block in &blocks {
+            fs::remove_file(path(block)).ok();
+            fs::create_dir(path(block))?;
+        }
+        let began = Instant::now();
+        let answer = thread::scope(|scope| {
+            let asked = scope.spawn(|| leader.biha_value("SELECT biha.set_sync_standbys(1)"));
+            leader.wait_log(mark, "could not write \"pg_biha/server.conf\"", TEN_SECONDS)?;
+            for block in &blocks {
+                fs::remove_dir(path(block))?;
+            }
+            asked.join().map_err(|_| anyhow!("the thread that asked panicked"))?
+        })?;
+        figures.time("settled after", began.elapsed());
+        ensure!(answer == "t", "the change answered {answer}");
+        let names = leader.value("SHOW synchronous_standby_names")?;
+        ensure!(names.starts_with("ANY 1 ("), "the names are {names}");
         Ok(())
     });
 }
