@@ -23,7 +23,7 @@ mod tests {
     #[pg_extern]
     fn rewind_result() -> Option<String> {
         let said = lifecycle::rewind_result().map(|result| match result {
-            Ok(()) => "ok".into(),
+            Ok(_) => "ok".into(),
             Err(why) => why.text,
         });
         lifecycle::forget_rewind_result().map(|()| said).unwrap_or_else(|error| error!("{error}"))

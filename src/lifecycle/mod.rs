@@ -28,7 +28,7 @@ mod unwritten;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use biha_core::Hindrance;
+use biha_core::{Hindrance, Mended};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{PgLogLevel, PgSqlErrorCode};
@@ -160,7 +160,7 @@ pub fn request_restart(repair: Option<Repair>) -> Result<(), String> {
 
 /// What came of the rewind or re-clone that this start was preceded by; `None` if there was none. One that was asked for
 /// and has left no result was not tried, or given up because the operator stopped the server, or cut short.
-pub fn rewind_result() -> Option<Result<(), Hindrance>> {
+pub fn rewind_result() -> Option<Result<Mended, Hindrance>> {
     rewind::result().unwrap_or_else(|error| {
         let text = format!("could not read the rewind's result: {error}");
         Some(Err(Hindrance { text, passing: false }))

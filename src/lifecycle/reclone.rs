@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use biha_core::{Hindrance, HistoryEntry, Lsn, Position, Timeline, TimelineEntry};
+use biha_core::{Hindrance, HistoryEntry, Lsn, Mended, Position, Timeline, TimelineEntry};
 use biha_io::StateFiles;
 use pgrx::PgLogLevel;
 
@@ -145,7 +145,7 @@ fn complete(place: &Place, old: &Old<'_>) -> io::Result<()> {
     // Whoever starts it, also without biha, has a standby.
     fs::write(new.join(start::STANDBY_SIGNAL), "")?;
     fs::set_permissions(new.join(start::STANDBY_SIGNAL), Permissions::from_mode(0o600))?;
-    rewind::note_in(new, Ok(()))?;
+    rewind::note_in(new, Ok(Mended::Copied))?;
     fs::set_permissions(new, Permissions::from_mode(old.mode))?;
     rewind::sync_data(new)
 }

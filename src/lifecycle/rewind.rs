@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use biha_core::{Hindrance, Position};
+use biha_core::{Hindrance, Mended, Position};
 use pgrx::PgLogLevel;
 
 use super::aside::{self, Aside, sync_directory};
@@ -29,6 +29,9 @@ use crate::{guc, paths};
 const CLOSED: u32 = 0o701;
 /// A pg_rewind that has not moved for so long is given up.
 const STALLED: Duration = Duration::from_secs(120);
+/// The notes of those that succeeded.
+const REWOUND: &str = "ok";
+const COPIED: &str = "copied";
 /// How the note of one begins that is worth another attempt.
 const HINDERED: &str = "hindered ";
 /// How the note of one begins that is not.
@@ -202,9 +205,9 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
             }
             sync_data(&closed.path)
                 .and_then(|()| if stub { aside.copy_back() } else { aside.bring_back() })
-                .and_then(|()| note(Ok(())))
+                .and_then(|()| note(Ok(Mended::Rewound)))
         }
-        Verdict::NotNeeded => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Ok(()))),
+        Verdict::NotNeeded => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Ok(Mended::Rewound))),
         Verdict::Failed(why) => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Err(&why))),
         Verdict::Stopped => unchanged(&closed, &aside, stub, kept),
     };
@@ -275,16 +278,17 @@ fn not_begun(closed: Option<&Closed>, why: &Hindrance) -> Outcome {
 }
 
 /// Writes what came of a rewind or a re-clone for the next start of this data directory to read.
-pub fn note_in(data: &Path, result: Result<(), &Hindrance>) -> io::Result<()> {
+pub fn note_in(data: &Path, result: Result<Mended, &Hindrance>) -> io::Result<()> {
     let text = match result {
-        Ok(()) => "ok".to_string(),
+        Ok(Mended::Rewound) => REWOUND.to_string(),
+        Ok(Mended::Copied) => COPIED.to_string(),
         Err(Hindrance { text, passing }) => format!("{}{text}", if *passing { HINDERED } else { FAILED }),
     };
     biha_io::durable_write(&data.join(paths::REWIND_RESULT), text.as_bytes())
 }
 
 /// What came of the last one. Of a running server, which is to [`forget_result`] once it has made a note of it.
-pub fn result() -> io::Result<Option<Result<(), Hindrance>>> {
+pub fn result() -> io::Result<Option<Result<Mended, Hindrance>>> {
     let text = match fs::read_to_string(paths::REWIND_RESULT) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -294,7 +298,11 @@ pub fn result() -> io::Result<Option<Result<(), Hindrance>>> {
         Some(why) => (true, why),
         None => (false, text.strip_prefix(FAILED).unwrap_or(&text)),
     };
-    Ok(Some(if text == "ok" { Ok(()) } else { Err(Hindrance { text: why.to_string(), passing }) }))
+    Ok(Some(match text.as_str() {
+        REWOUND => Ok(Mended::Rewound),
+        COPIED => Ok(Mended::Copied),
+        _ => Err(Hindrance { text: why.to_string(), passing }),
+    }))
 }
 
 /// The result has been noted elsewhere.

@@ -134,7 +134,7 @@ fn own_up_to_production() -> io::Result<()> {
         return Ok(());
     }
     // A rewind or copy that succeeded is older than that: its control file would not say so.
-    if matches!(rewind::result()?, Some(Ok(()))) {
+    if matches!(rewind::result()?, Some(Ok(_))) {
         rewind::forget_result()?;
     }
     let files = StateFiles::new(Path::new(paths::DIR));

@@ -230,19 +230,29 @@ impl ClusterConfig {
     /// to the other, by way of those `between`, could lose it. A voter that was removed on the way may have been one of
     /// the few that had it; whoever has its number in `new` is another.
     pub fn may_lose_by(&self, between: &[ClusterConfig], new: &ClusterConfig) -> bool {
-        let votes =
-            |id: &NodeId, config: &ClusterConfig| config.members.get(id).is_some_and(Member::is_wal_voter);
-        let stays = |id: &NodeId| between.iter().chain([new]).all(|config| votes(id, config));
+        let there = |id: &NodeId, config: &ClusterConfig| config.members.get(id).is_some_and(|m| !m.joining);
+        let votes = |id: &NodeId| new.members.get(id).is_some_and(Member::is_wal_voter);
+        let stays = |id: &NodeId| votes(id) && between.iter().all(|config| there(id, config));
         let removed = self.wal_voters().filter(|id| !stays(id)).count();
         let holders = (self.settings.sync_standbys as usize + 1).saturating_sub(removed);
         holders + new.nquorum() <= new.voters().count()
     }
 
-    /// How many of the voters must have a newer configuration before this one elects nobody any more: one of each of
-    /// its quorums, which is more than a quorum where that is no majority.
-    pub fn disarming(&self) -> usize {
-        let voters = self.voters().count();
-        self.nquorum().max((voters + 1).saturating_sub(self.nquorum()))
+    /// Could this one still elect somebody whom no quorum of the configuration `new` knows of? A change of one voter leaves
+    /// quorums that overlap; another nquorum does not, nor does what ends that two leaders are possible.
+    pub fn elects_beside(&self, new: &ClusterConfig) -> bool {
+        let ends = self.two_leaders_possible() && !new.two_leaders_possible();
+        self.settings.nquorum != new.settings.nquorum || ends
+    }
+
+    /// Does this one elect nobody any more, if these members have `new`? A quorum of it must have that. Where two quorums
+    /// need not share a voter all must: who has missed this change may have missed others before, and votes by what it
+    /// knows. Who is no member any more is gone, by the word of whoever removed it.
+    pub fn is_disarmed(&self, new: &ClusterConfig, have: impl Fn(&NodeId) -> bool) -> bool {
+        if self.two_leaders_possible() {
+            return new.members.keys().all(have);
+        }
+        self.voters().filter(have).count() >= self.nquorum()
     }
 }
 

@@ -93,7 +93,12 @@ impl NodeErrorKind {
                  copy the leader: biha.reclone(), or biha.autoreclone = on. By hand: \"bihactl remove\" on another \
                  node, empty this data directory, \"bihactl add\"."
             }
-            NodeErrorKind::WalRemoved | NodeErrorKind::WalShorter => {
+            NodeErrorKind::WalShorter => {
+                "Have this node copy the leader: biha.reclone(), or biha.autoreclone = on. The file pg_biha/reclone.log \
+                 says more of one that failed. By hand: \"bihactl remove\" on another node, empty this data directory, \
+                 \"bihactl add\"."
+            }
+            NodeErrorKind::WalRemoved => {
                 "Have this node copy the leader: biha.reclone(), or biha.autoreclone = on. By hand: \"bihactl remove\" \
                  on another node, empty this data directory, \"bihactl add\"."
             }
@@ -104,7 +109,7 @@ impl NodeErrorKind {
             }
             NodeErrorKind::TimelineConflict => {
                 "Save what only this node has, which can be read now; not all of it may be kept aside. Then have this node \
-                 copy the leader: biha.reclone()."
+                 copy the leader: biha.reclone(). The file pg_biha/reclone.log says more of one that failed."
             }
             NodeErrorKind::Forgetful => {
                 "Make this node anew: \"bihactl remove\" on another node, empty this data directory, \"bihactl add\"."
@@ -138,11 +143,20 @@ impl NodeErrorKind {
     }
 
     /// Has a rewind, or a new copy of the leader's data, mended it?
-    pub fn is_healed_by(self, copy: bool) -> bool {
+    pub fn is_healed_by(self, mended: Mended) -> bool {
         self.is_healed_by_itself()
             || self == NodeErrorKind::Diverged
-            || copy && self == NodeErrorKind::TimelineConflict
+            || self == NodeErrorKind::TimelineConflict && mended == Mended::Copied
     }
+}
+
+/// What a start of the server was preceded by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mended {
+    /// A rewind.
+    Rewound,
+    /// A new copy of the leader's data; also where a rewind was asked for.
+    Copied,
 }
 
 /// Why a rewind or a re-clone has changed nothing.

@@ -22,7 +22,7 @@ use crate::{ClusterId, Envelope, Incarnation, NodeId};
 
 /// Largest body in bytes that is encoded or decoded.
 pub const MAX_BODY: usize = 64 * 1024;
-/// Version of the frames and of everything in them. Any change of a message is a new version.
+/// Version of the frames and of everything in them. Any change of a released message is a new version.
 pub const PROTOCOL_VERSION: u16 = 1;
 /// Size of a frame's header in bytes.
 pub const HEADER_SIZE: usize = 22;

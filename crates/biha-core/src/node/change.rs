@@ -54,8 +54,7 @@ impl Change {
     /// member: quorums before and after share a voter then (Ongaro 2014, §4.1), and a dead one must be
     /// removable.
     pub(super) fn old_quorums(&self, new: &ClusterConfig) -> impl Iterator<Item = &ClusterConfig> {
-        let nquorum = new.settings.nquorum;
-        self.old.iter().filter(move |old| old.settings.nquorum != nquorum)
+        self.old.iter().filter(|old| old.elects_beside(new))
     }
 }
 
@@ -100,7 +99,6 @@ impl Node {
 
     /// Where there is no error it accepts WAL that nobody elected: the operator knows what this node holds.
     fn reset_error(&mut self) -> CommandResult {
-        let known = self.hard.timelines.len();
         let kind = self.hard.error.as_ref().map(|error| error.kind);
         if let Some(kind) = kind.filter(|kind| kind.is_for_good()) {
             let text =
@@ -113,8 +111,13 @@ impl Node {
             self.starved = false;
             self.note(EventKind::NodeError, "the error was reset", Vec::new());
         } else {
-            self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
-            if self.hard.timelines.len() == known {
+            // As if it had been elected then: whoever has another timeline of that number is told so.
+            let mut accepted = 0;
+            for (timeline, entry) in &mut self.hard.timelines {
+                accepted +=
+                    usize::from(std::mem::replace(&mut entry.term, Term(*timeline)) != Term(*timeline));
+            }
+            if accepted == 0 {
                 return Ok(());
             }
             self.note(EventKind::NodeError, "a promotion that nobody elected was accepted", Vec::new());
@@ -217,14 +220,14 @@ impl Node {
 
     /// May nquorum change now, if it does?
     fn check_nquorum(&self, new: &ClusterConfig) -> Result<(), CommandError> {
-        if new.settings.nquorum == self.config.settings.nquorum {
+        if !self.config.elects_beside(new) {
             return Ok(());
         }
         if self.lost_quorum() {
             return Err(CommandError::Failed("too few voters answer to change nquorum now".to_owned()));
         }
-        if !self.disarms() {
-            let text = "voters that do not answer could elect a leader by the nquorum that they know";
+        if !self.disarms(new) {
+            let text = "members that do not answer could elect a leader by the nquorum that they know";
             return Err(invalid(text, "Wait until they answer, or remove them first: biha.remove_node()."));
         }
         Ok(())
@@ -240,12 +243,11 @@ impl Node {
         }
     }
 
-    /// Do so many voters answer that a change can keep the others from electing anybody by what they know?
-    fn disarms(&self) -> bool {
+    /// Do so many answer that a change can keep the others from electing anybody by what they know?
+    fn disarms(&self, new: &ClusterConfig) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
         let me = self.hard.node;
-        let answer = |id: &NodeId| *id == me || leader.hears(*id, self.now, self.timeout());
-        self.config.voters().filter(answer).count() >= self.config.disarming()
+        self.config.is_disarmed(new, |id| *id == me || leader.hears(*id, self.now, self.timeout()))
     }
 
     fn lost_quorum(&self) -> bool {
@@ -392,13 +394,10 @@ impl Node {
         let me = self.hard.node;
         let Role::Leader(leader) = &self.role else { return };
         let Some(change) = &leader.change else { return };
-        let have = |config: &ClusterConfig| {
-            let has = |id: &NodeId| leader.ack(*id).is_some_and(|ack| ack.version >= change.version);
-            config.voters().filter(|id| *id == me || has(id)).count()
-        };
-        let disarmed = |old: &ClusterConfig| have(old) >= old.disarming();
-        let known =
-            have(&self.config) >= self.config.nquorum() && change.old_quorums(&self.config).all(disarmed);
+        let has = |id: &NodeId| *id == me || leader.ack(*id).is_some_and(|ack| ack.version >= change.version);
+        let disarmed = |old: &ClusterConfig| old.is_disarmed(&self.config, has);
+        let have = self.config.voters().filter(has).count();
+        let known = have >= self.config.nquorum() && change.old_quorums(&self.config).all(disarmed);
         if !known || !self.change_is_flushed() {
             return;
         }

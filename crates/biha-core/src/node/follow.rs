@@ -11,6 +11,9 @@ use crate::{Incarnation, Lsn, NodeId, Position, Term};
 use super::elect::{Cause, Stand};
 use super::{Death, Heard, Node, Role, Sticky, Wal, prune};
 
+/// What a node says that is no member any more.
+pub(super) const REMOVED: &str = "this node was removed from the cluster";
+
 impl Node {
     pub(super) fn on_heartbeat(
         &mut self,
@@ -158,7 +161,7 @@ impl Node {
         self.config = config;
         self.forget_strangers();
         if self.me().is_none() {
-            self.fail(NodeErrorKind::Removed, "this node was removed from the cluster".to_owned());
+            self.fail(NodeErrorKind::Removed, REMOVED.to_owned());
         } else if self.me().is_some_and(|me| !me.joining)
             && self.hard.error.take_if(|error| error.kind == NodeErrorKind::Removed).is_some()
         {

@@ -391,7 +391,7 @@ impl Node {
         }
         leader.steps.push(Step { name: "promote".to_owned(), ms: now - leader.since });
         leader.since = now;
-        leader.history = history;
+        leader.history.clone_from(&history);
         let term = leader.term;
         let last: Option<(Timeline, crate::Lsn)> = leader.history.last().map(|e| (e.timeline, e.fork));
         // The server has left recovery; the next status says so too, if the last one did not.
@@ -402,6 +402,8 @@ impl Node {
         self.renew();
         self.hard.promotion = None;
         self.know_timeline(term.0);
+        // What this node heard of, but its WAL has not come by, must not be taken for a part of it.
+        self.hard.timelines.retain(|at, _| history.iter().any(|entry| entry.timeline == *at));
         if let Some((timeline, fork)) = last {
             self.hard.timelines.insert(timeline, TimelineEntry { term, leader: me, fork });
             prune(&mut self.hard.timelines);

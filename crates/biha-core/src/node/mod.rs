@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use crate::command::{CommandError, CommandResult, RequestId};
 use crate::config::{ClusterConfig, Mode};
 use crate::event::{Event, EventKind, Step};
-use crate::hardstate::{HardState, Hindrance, NodeError, NodeErrorKind};
+use crate::hardstate::{HardState, Hindrance, Mended, NodeError, NodeErrorKind};
 use crate::message::{Goodbye, Heartbeat, Message};
 use crate::step::{Input, Order, OrderId, Output, ServerStatus};
 use crate::{Incarnation, Millis, NodeId, Position, Term, Timeline};
@@ -168,7 +168,7 @@ impl Node {
         hard: HardState,
         config: ClusterConfig,
         options: Options,
-        rewound: Option<Result<(), Hindrance>>,
+        rewound: Option<Result<Mended, Hindrance>>,
     ) -> (Node, Vec<Output>) {
         let silent_until = if hard.longest_promise > 0 { now + hard.longest_promise } else { now };
         let timeline = hard.timelines.keys().next_back().copied().unwrap_or(0);

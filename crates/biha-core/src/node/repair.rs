@@ -2,37 +2,29 @@
 
 use crate::command::{CommandError, CommandResult};
 use crate::event::EventKind;
-use crate::hardstate::{Hindrance, NodeError, NodeErrorKind, RewindState};
+use crate::hardstate::{Hindrance, Mended, NodeError, NodeErrorKind, RewindState, TimelineEntry};
 use crate::message::NodeState;
 use crate::step::Order;
-use crate::{Millis, NodeId, Position, Term};
+use crate::{Millis, NodeId, Position, Term, Timeline};
 
-use super::{Node, invalid};
+use super::follow::REMOVED;
+use super::{Heard, Node, invalid};
 
 /// How long what was hindered is left alone while the leader can do without this node.
 const PAUSE: Millis = 10_000;
+/// What is said of a re-clone that came to nothing, and after it why.
+const FAILED: &str = "the re-clone failed: ";
 
 impl Node {
     /// Takes note of what the restart before this start was for. Returns what there is to say of it.
     pub(super) fn take_rewind_result(
         &mut self,
-        result: Option<Result<(), Hindrance>>,
+        result: Option<Result<Mended, Hindrance>>,
     ) -> Option<(EventKind, String)> {
-        let recloned = self.hard.rewind == RewindState::Recloning;
         match (self.hard.rewind, result) {
-            (_, Some(Ok(()))) => {
-                let term = match self.hard.rewind {
-                    RewindState::Requested(term) => term,
-                    _ => self.hard.term,
-                };
-                self.hard.rewind =
-                    if recloned { RewindState::Recloned(term) } else { RewindState::Done(term) };
-                self.hard.timelines.retain(|timeline, entry| entry.term == Term(*timeline));
-                self.hard.lower_bound = None;
-                self.hard.error.take_if(|error| error.kind.is_healed_by(recloned));
-                // What this node itself had opened is no part of its WAL any more; of a copy nothing is.
-                let me = self.hard.node;
-                self.hard.timelines.retain(|_, entry| entry.leader != me && !recloned);
+            (state, Some(Ok(mended))) => {
+                let term = if let RewindState::Requested(term) = state { term } else { self.hard.term };
+                self.mended(mended, term);
                 None
             }
             (RewindState::Recloning, Some(Err(why))) => {
@@ -58,6 +50,27 @@ impl Node {
         }
     }
 
+    /// The WAL is, as far as the fork or as a whole, that of the leader of this term.
+    fn mended(&mut self, mended: Mended, term: Term) {
+        let (me, copied) = (self.hard.node, mended == Mended::Copied);
+        self.hard.rewind = if copied { RewindState::Recloned(term) } else { RewindState::Done(term) };
+        self.hard.lower_bound = None;
+        self.hard.error.take_if(|error| error.kind.is_healed_by(mended));
+        let elected = |timeline: Timeline, entry: &TimelineEntry| entry.term == Term(timeline);
+        // The leader's was noted before the rewind was asked for. What this node itself had opened later is no part of
+        // its WAL any more; of a copy nothing is.
+        let others =
+            self.hard.timelines.iter().filter(|(at, entry)| entry.leader != me && elected(**at, entry));
+        let newest = others.map(|(at, _)| *at).max().unwrap_or(0);
+        let stays = |at: &Timeline, entry: &mut TimelineEntry| {
+            !copied && elected(*at, entry) && (entry.leader != me || *at < newest)
+        };
+        self.hard.timelines.retain(stays);
+        if self.me().is_none() {
+            self.fail(NodeErrorKind::Removed, REMOVED.to_owned());
+        }
+    }
+
     /// Is it too early for another attempt at what was hindered, which is a restart of the server each time? The next
     /// leader may be reached where this one was not. One that takes no writes, or whose commits wait for standbys, may
     /// lack this very node.
@@ -76,11 +89,13 @@ impl Node {
                 "Only a node that cannot go on is made anew.",
             ));
         };
-        if matches!(error.kind, NodeErrorKind::Removed | NodeErrorKind::Forgetful) {
-            let text = format!("a copy of the leader does not mend {}", error.kind.name());
-            return Err(invalid(text, error.kind.remedy()));
+        let kind = if self.me().is_none() { NodeErrorKind::Removed } else { error.kind };
+        if matches!(kind, NodeErrorKind::Removed | NodeErrorKind::Forgetful) {
+            let text = format!("a copy of the leader does not mend {}", kind.name());
+            return Err(invalid(text, kind.remedy()));
         }
-        if self.heard.as_ref().is_none_or(|heard| heard.dead.is_some()) {
+        let silent = |heard: &Heard| heard.dead.is_some() || self.now >= heard.at + self.timeout();
+        if self.heard.as_ref().is_none_or(silent) {
             return Err(CommandError::NoLeader);
         }
         self.hard.rewind = RewindState::Recloning;
@@ -105,13 +120,21 @@ impl Node {
 
     /// Not to be tried again in this term, unless what hindered it may pass.
     pub(super) fn reclone_failed(&mut self, why: &Hindrance) -> String {
-        let text = format!("the re-clone failed: {}", why.text);
+        let said = format!("{FAILED}{}", why.text);
         let term = self.hard.term;
         self.hard.rewind = if why.passing { RewindState::PutOff(term) } else { RewindState::Recloned(term) };
-        let (position, leader) = self.hard.error.as_ref().map_or((None, None), |e| (e.position, e.leader));
-        let known = self.hard.error.as_ref().map(|error| error.kind).filter(|kind| kind.is_for_good());
-        let kind = known.unwrap_or(NodeErrorKind::RecloneFailed);
-        self.hard.error = Some(NodeError { kind, text: text.clone(), position, leader });
-        text
+        match self.hard.error.as_mut().filter(|error| error.kind.is_for_good()) {
+            Some(error) => {
+                let found = error.text.split(FAILED).next().unwrap_or_default().trim_end_matches("; ");
+                error.text = format!("{found}; {said}");
+            }
+            None => {
+                let (position, leader) =
+                    self.hard.error.as_ref().map_or((None, None), |e| (e.position, e.leader));
+                let kind = NodeErrorKind::RecloneFailed;
+                self.hard.error = Some(NodeError { kind, text: said.clone(), position, leader });
+            }
+        }
+        said
     }
 }

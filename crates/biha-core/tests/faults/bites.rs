@@ -6,7 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::fault::Fault;
-use super::run::{Plan, Run, changes};
+use super::run::{Plan, Run, changes, minorities};
 use super::sim::{Mutation, Rule};
 
 const ALL: [Rule; 10] = [
@@ -157,6 +157,12 @@ fn a_promotion_by_hand_that_nobody_remembers() {
     let mutations = vec![Mutation::PromotionForgotten];
     let more = Some(Fault::PromotionUnseen);
     breaks_in(Rule::Stream, Plan { mutations, more, ..Plan::default() });
+}
+
+#[test]
+fn timelines_of_one_number_that_nobody_tells_apart() {
+    let mutations = vec![Mutation::OpenersUnsaid];
+    breaks_in(Rule::Stream, Plan { mutations, ..minorities() });
 }
 
 /// Seeds in which only this is broken, and is; the others hold.

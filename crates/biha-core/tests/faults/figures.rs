@@ -24,6 +24,8 @@ pub struct Figures {
     pub commits: u64,
     /// Runs whose faults left no quorum that could elect.
     pub excused: u64,
+    /// How often a user was told that two leaders are possible no more, and all was judged from there on.
+    pub judged_again: u64,
     /// Terms in which somebody asked for votes and nobody won; those where several asked.
     lost: u64,
     split: u64,
@@ -67,6 +69,7 @@ impl Figures {
         self.events += cluster.events();
         self.elections += cluster.checks.elections();
         self.commits += cluster.checks.commits();
+        self.judged_again += cluster.checks.judged_again;
         let (lost, split) = cluster.checks.lost_elections();
         self.lost += lost;
         self.split += split;
@@ -78,6 +81,7 @@ impl Figures {
         self.events += other.events;
         self.elections += other.elections;
         self.commits += other.commits;
+        self.judged_again += other.judged_again;
         self.excused += other.excused;
         self.lost += other.lost;
         self.split += other.split;

@@ -192,7 +192,7 @@ impl<'a> Turn<'a> {
     /// Starts controller and server: always as a standby, with no primary_conninfo.
     pub fn start(&mut self, id: NodeId, rewind: Option<NodeId>) {
         let rewound = rewind.map(|source| self.rewind(id, source));
-        if matches!(rewound, Some(Ok(()))) && !self.state.seen.rewound {
+        if matches!(rewound, Some(Ok(_))) && !self.state.seen.rewound {
             self.state.seen.change().rewound = true;
         }
         self.start_server(id);
@@ -200,7 +200,7 @@ impl<'a> Turn<'a> {
         self.poke(id);
     }
 
-    pub fn start_controller(&mut self, id: NodeId, rewound: Option<Result<(), Hindrance>>) {
+    pub fn start_controller(&mut self, id: NodeId, rewound: Option<Result<Mended, Hindrance>>) {
         let local = self.local(id);
         let options = self.model.options;
         let hard = self.remembered(id);

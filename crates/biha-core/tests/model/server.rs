@@ -165,13 +165,13 @@ impl Turn<'_> {
         self.end_walsenders(id);
     }
 
-    pub(super) fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), Hindrance> {
+    pub(super) fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<Mended, Hindrance> {
         if self.mode(source) != Mode::Production || !self.reaches(id, source) {
             return Err(Hindrance { text: "could not connect to the source".to_owned(), passing: true });
         }
         let log = self.state.host(source).server.log.clone();
         self.state.host_mut(id).server.log.rewind(&log);
-        Ok(())
+        Ok(Mended::Rewound)
     }
 
     fn reaches(&self, id: NodeId, source: NodeId) -> bool {

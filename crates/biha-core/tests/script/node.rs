@@ -45,7 +45,8 @@ impl Scene {
         };
         let rewound = match args.text("rewound").as_deref() {
             None => None,
-            Some("done") => Some(Ok(())),
+            Some("done") => Some(Ok(Mended::Rewound)),
+            Some("copied") => Some(Ok(Mended::Copied)),
             // As libpq says it (fe-connect.c).
             Some(error) => {
                 Some(Err(Hindrance { text: error.to_owned(), passing: error.contains("connect") }))

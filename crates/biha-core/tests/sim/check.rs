@@ -61,8 +61,10 @@ pub struct Checks {
     pub lossless: bool,
     /// Two leaders are possible by a configuration that somebody has: S1 and S2 do not hold.
     pub two_leaders: bool,
-    /// They do again from this moment on.
-    pub(super) judge_from: Option<Millis>,
+    /// Gates may be open at two until then, though two leaders are possible no more.
+    pub(super) leases_end: Millis,
+    /// How often that was so.
+    pub judged_again: u64,
     /// There were two of one term: no timeline says any more whose it is.
     pub spoiled: bool,
     /// A gate may have opened since they were looked at.
@@ -99,10 +101,6 @@ impl Checks {
         if !self.expected.contains(&rule) && self.violations.len() < 10 {
             self.violations.push(format!("{rule:?}: {text}"));
         }
-    }
-
-    pub(super) fn forget_commits(&mut self) {
-        self.acknowledged.clear();
     }
 
     pub(super) fn acknowledged(&mut self, term: Term, commits: &[Waiting]) {
@@ -153,10 +151,13 @@ impl Cluster {
     /// S2. Gates are opened by a word of the controller, the server's promotion, or the host's waking; all else
     /// shuts them.
     pub(super) fn check_gates(&mut self) {
-        if !std::mem::take(&mut self.checks.gates_changed) || self.checks.two_leaders {
+        let now = self.now;
+        if self.checks.two_leaders || now < self.checks.leases_end {
             return;
         }
-        let now = self.now;
+        if !std::mem::take(&mut self.checks.gates_changed) {
+            return;
+        }
         let mut open = self.hosts.values().filter(|h| h.gate > 0 && h.gate_open(now)).map(|h| h.id);
         if let (Some(first), Some(second)) = (open.next(), open.next()) {
             let text = format!("the gates of n{first} and n{second} are open at {now}");

@@ -16,16 +16,6 @@ impl Checks {
         }
     }
 
-    /// Once a user was told that two leaders are possible no more, all is judged again, from there on.
-    pub(super) fn judge_again(&mut self, now: Millis) {
-        if self.two_leaders && !self.spoiled && self.judge_from.is_some_and(|from| now >= from) {
-            self.two_leaders = false;
-            self.settled.clear();
-            self.forget_commits();
-            self.gates_changed = true;
-        }
-    }
-
     /// Was `new` made of `old`, at once or by way of others?
     fn descends(&self, new: ConfigVersion, old: ConfigVersion) -> bool {
         let mut version = new;
@@ -57,7 +47,6 @@ impl Cluster {
             }
             // Somebody wished it.
             self.checks.two_leaders = true;
-            self.checks.judge_from = None;
         }
         let disk = &self.hosts[&id].disk;
         if leads {
@@ -80,13 +69,26 @@ impl Cluster {
     pub(super) fn check_settled(&mut self, id: NodeId) {
         let config = &self.host(id).disk.config;
         let version = config.version;
-        if self.checks.two_leaders && !config.two_leaders_possible() && self.checks.judge_from.is_none() {
-            // Leases may be open until then that another quorum had granted before.
-            let promises = self.hosts.values().map(|host| host.disk.hard.longest_promise);
-            self.checks.judge_from = Some(self.now + promises.max().unwrap_or(0));
+        if self.checks.two_leaders && !config.two_leaders_possible() {
+            self.judge_again(version);
         }
         if self.checks.settled.last() != Some(&version) {
             self.checks.settled.push(version);
+        }
+    }
+
+    /// A user was told that two leaders are possible no more: from here on all is judged again, unless there were two of
+    /// one term, or somebody has another such configuration, of which this one knows nothing.
+    fn judge_again(&mut self, version: ConfigVersion) {
+        let mut two = self.hosts.values().map(|host| &host.disk.config).filter(|c| c.two_leaders_possible());
+        let known = two.all(|config| self.checks.descends(version, config.version));
+        if known && !self.checks.spoiled {
+            // Leases may be open until then that another quorum had granted before.
+            let promises = self.hosts.values().map(|host| host.disk.hard.longest_promise);
+            self.checks.leases_end = self.now + promises.max().unwrap_or(0);
+            self.checks.two_leaders = false;
+            self.checks.judged_again += 1;
+            self.checks.settled.clear();
         }
     }
 

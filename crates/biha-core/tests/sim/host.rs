@@ -201,17 +201,21 @@ impl Cluster {
         false
     }
 
-    fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<(), Hindrance> {
+    fn rewind(&mut self, id: NodeId, source: NodeId) -> Result<Mended, Hindrance> {
         let from = self.host(source);
         let ready = from.power && !from.frozen && from.server.mode == ServerMode::Production;
         if !ready || !self.net.open(id, source) {
             return Err(Hindrance { text: "could not connect to the source".to_owned(), passing: true });
         }
         let (log, checkpointed) = (from.server.log.clone(), from.server.checkpointed);
-        if !checkpointed {
+        let copies = self.host(id).disk.hard.rewind == RewindState::Recloning;
+        if !copies && !checkpointed {
             // PostgreSQL 15 compares control files: "no rewind required".
             say!(self, id, "is not rewound against n{source}, which made no checkpoint");
-            return Ok(());
+            return Ok(Mended::Rewound);
+        }
+        if !copies && let Err(text) = self.host(id).server.log.can_be_rewound(&log) {
+            self.checks.violation(Rule::Stream, format!("n{id} is rewound against n{source}: {text}"));
         }
         let server = &mut self.hosts.get_mut(&id).expect("a known host").server;
         server.log.rewind(&log);
@@ -223,8 +227,12 @@ impl Cluster {
             let keep = common + self.rng.below((log.records.len() - common + 1) as u64) as usize;
             self.host_mut(id).server.log.truncate(keep);
         }
+        if copies {
+            say!(self, id, "copied from n{source}");
+            return Ok(Mended::Copied);
+        }
         say!(self, id, "rewound against n{source}");
-        Ok(())
+        Ok(Mended::Rewound)
     }
 
     pub(super) fn up(&mut self, id: NodeId, life: u64) {

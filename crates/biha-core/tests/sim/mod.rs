@@ -262,7 +262,6 @@ impl Cluster {
     /// After each step: the next tick, the traced state, the invariants.
     pub(super) fn settle(&mut self, id: NodeId) {
         let now = self.now;
-        self.checks.judge_again(now);
         let host = self.host_mut(id);
         let Some(node) = &host.controller else { return };
         let deadline = node.next_deadline();

@@ -57,6 +57,8 @@ pub enum Mutation {
     HistoryFilesOverlooked,
     /// A start does not look at whether the server had been promoted.
     PromotionForgotten,
+    /// A leader does not say who opened the timelines before its own.
+    OpenersUnsaid,
 }
 
 impl Cluster {
@@ -73,6 +75,7 @@ impl Cluster {
         let own = self.host(envelope.to).server.log.end();
         match &mut envelope.message {
             Message::Heartbeat(beat) if self.mutated(Mutation::NoStickiness) => beat.promise = 0,
+            Message::Heartbeat(beat) if self.mutated(Mutation::OpenersUnsaid) => beat.openers.clear(),
             Message::PreVote(request) | Message::Vote(request) => {
                 if self.mutated(Mutation::PositionNotCompared) {
                     request.position = Position { timeline: Timeline::MAX, lsn: Lsn(u64::MAX) };

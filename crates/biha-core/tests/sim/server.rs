@@ -229,6 +229,11 @@ impl Cluster {
     }
 
     fn promote(&mut self, id: NodeId, timeline: Timeline) -> OrderResult {
+        let server = &self.host(id).server;
+        if server.mode == Mode::Production {
+            // Somebody was faster: it is promoted once.
+            return OrderResult::Promoted { history: server.log.history.clone() };
+        }
         let next_free = self.mutated(Mutation::NextFreeTimeline);
         let free = self.host(id).server.log.max_timeline() + 1;
         let number = if next_free { free } else { timeline };

@@ -123,6 +123,20 @@ impl Log {
         self.history.retain(|entry| entry.timeline <= timeline);
     }
 
+    /// What pg_rewind takes for common, up to the fork, must be so: of the timelines of one number that begin at one place
+    /// it takes one for a part of the other (`findCommonAncestorTimeline`).
+    pub fn can_be_rewound(&self, source: &Log) -> Result<(), String> {
+        let pairs = self.history.iter().zip(&source.history);
+        let common = pairs.take_while(|(own, its)| own == its).count();
+        let end = |log: &Log| log.history.get(common).map_or(log.end().lsn, |next| next.fork);
+        let fork = end(self).min(end(source));
+        let until = self.records_until(fork);
+        match self.records.get(..until) == source.records.get(..until) {
+            true => Ok(()),
+            false => Err(format!("what lies before the fork at {fork} differs")),
+        }
+    }
+
     /// What pg_rewind does.
     pub fn rewind(&mut self, source: &Log) {
         self.records.clone_from(&source.records);
