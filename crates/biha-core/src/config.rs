@@ -239,15 +239,20 @@ impl ClusterConfig {
     }
 
     /// Could this one still elect somebody whom no quorum of the configuration `new` knows of? A change of one voter leaves
-    /// quorums that overlap; another nquorum does not, nor does what ends that two leaders are possible.
+    /// quorums that overlap; another nquorum does not, nor does what ends that two leaders are possible. Where they stay
+    /// possible nothing is promised. And a removal waits for nobody: a dead node must be removable.
     pub fn elects_beside(&self, new: &ClusterConfig) -> bool {
-        let ends = self.two_leaders_possible() && !new.two_leaders_possible();
-        self.settings.nquorum != new.settings.nquorum || ends
+        let removal = new.members.len() < self.members.len();
+        match (self.two_leaders_possible(), new.two_leaders_possible()) {
+            _ if removal => false,
+            (true, possible) => !possible,
+            (false, _) => self.settings.nquorum != new.settings.nquorum,
+        }
     }
 
     /// Does this one elect nobody any more, if these members have `new`? A quorum of it must have that. Where two quorums
     /// need not share a voter all must: who has missed this change may have missed others before, and votes by what it
-    /// knows. Who is no member any more is gone, by the word of whoever removed it.
+    /// knows.
     pub fn is_disarmed(&self, new: &ClusterConfig, have: impl Fn(&NodeId) -> bool) -> bool {
         if self.two_leaders_possible() {
             return new.members.keys().all(have);

@@ -68,6 +68,7 @@ scenarios! {
     a_refused_connection_counts_where_it_is_trusted
     a_refused_connection_proves_nothing_by_default
     a_removed_node_comes_back_as_a_new_one
+    a_dead_member_is_removed_while_a_change_waits_for_it
     a_removal_that_no_quorum_has_is_taken_back
     two_leaders_of_one_term_are_found_out_later
     a_removed_node_is_told_and_stops

@@ -201,7 +201,10 @@ impl Node {
             }
             // What was asked for may be what this leader has, but no quorum yet: neither done nor senseless before
             // that is settled.
-            _ if self.busy() => Err(CommandError::Busy),
+            // But a change that only waits for members that are away must not keep them from being removed.
+            _ if self.busy() && !(matches!(command, Command::RemoveNode(_)) && self.waits_for_members()) => {
+                Err(CommandError::Busy)
+            }
             Command::AddNode(id, member) => self.with_node(id, member),
             Command::RemoveNode(id) => self.without_node(id),
             Command::Set(settings) => self.with_settings(&settings),
@@ -218,21 +221,6 @@ impl Node {
         }
     }
 
-    /// May nquorum change now, if it does?
-    fn check_nquorum(&self, new: &ClusterConfig) -> Result<(), CommandError> {
-        if !self.config.elects_beside(new) {
-            return Ok(());
-        }
-        if self.lost_quorum() {
-            return Err(CommandError::Failed("too few voters answer to change nquorum now".to_owned()));
-        }
-        if !self.disarms(new) {
-            let text = "members that do not answer could elect a leader by the nquorum that they know";
-            return Err(invalid(text, "Wait until they answer, or remove them first: biha.remove_node()."));
-        }
-        Ok(())
-    }
-
     fn busy(&self) -> bool {
         match &self.role {
             Role::Leader(leader) => {
@@ -243,18 +231,24 @@ impl Node {
         }
     }
 
-    /// Do so many answer that a change can keep the others from electing anybody by what they know?
-    fn disarms(&self, new: &ClusterConfig) -> bool {
+    /// Has a quorum the change under way, which ends that two leaders are possible, and so must all others?
+    fn waits_for_members(&self) -> bool {
         let Role::Leader(leader) = &self.role else { return false };
-        let me = self.hard.node;
-        self.config.is_disarmed(new, |id| *id == me || leader.hears(*id, self.now, self.timeout()))
+        let Some(change) = leader.change.as_ref().filter(|_| leader.handing_over.is_none()) else {
+            return false;
+        };
+        let possible = change.old.iter().any(ClusterConfig::two_leaders_possible);
+        possible && self.voters_with(change.version) >= self.config.nquorum()
     }
 
-    fn lost_quorum(&self) -> bool {
-        match &self.role {
-            Role::Leader(leader) => leader.lease(&self.config, self.hard.node, self.now) <= self.now,
-            _ => true,
-        }
+    /// How many voters have this version of the configuration on disk.
+    fn voters_with(&self, version: ConfigVersion) -> usize {
+        self.config.voters().filter(|id| self.has_version(*id, version)).count()
+    }
+
+    fn has_version(&self, id: NodeId, version: ConfigVersion) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        id == self.hard.node || leader.ack(id).is_some_and(|ack| ack.version >= version)
     }
 
     fn with_node(&self, id: NodeId, member: Member) -> Result<ClusterConfig, CommandError> {
@@ -389,15 +383,14 @@ impl Node {
         self.change_acknowledged();
     }
 
-    /// Settles the change once a quorum of the old voters and one of the new have it on disk.
+    /// Settles the change once a quorum of the new voters has it on disk, and whoever else could elect by what it knows.
     pub(super) fn change_acknowledged(&mut self) {
-        let me = self.hard.node;
         let Role::Leader(leader) = &self.role else { return };
         let Some(change) = &leader.change else { return };
-        let has = |id: &NodeId| *id == me || leader.ack(*id).is_some_and(|ack| ack.version >= change.version);
+        let has = |id: &NodeId| self.has_version(*id, change.version);
         let disarmed = |old: &ClusterConfig| old.is_disarmed(&self.config, has);
-        let have = self.config.voters().filter(has).count();
-        let known = have >= self.config.nquorum() && change.old_quorums(&self.config).all(disarmed);
+        let quorum = self.voters_with(change.version) >= self.config.nquorum();
+        let known = quorum && change.old_quorums(&self.config).all(disarmed);
         if !known || !self.change_is_flushed() {
             return;
         }

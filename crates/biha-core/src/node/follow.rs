@@ -6,7 +6,7 @@ use crate::hardstate::{NodeErrorKind, RewindState, TimelineEntry};
 use crate::history::{Ancestry, ancestry};
 use crate::message::{Heartbeat, HeartbeatAck, HistoryEntry, Message};
 use crate::step::{Order, Output};
-use crate::{Incarnation, Lsn, NodeId, Position, Term};
+use crate::{Incarnation, Lsn, NodeId, Position, Term, Timeline};
 
 use super::elect::{Cause, Stand};
 use super::{Death, Heard, Node, Role, Sticky, Wal, prune};
@@ -258,6 +258,14 @@ impl Node {
                 let text = format!("the WAL ends at {position}, but node {leader} has none before {oldest}");
                 self.fail(NodeErrorKind::WalRemoved, text);
                 return None;
+            }
+            // What this node heard of, but its WAL does not come by, must not be taken for a part of it later.
+            let history = &heard.beat.history;
+            let comes_by = |at: Timeline| at > position.timeline || history.iter().any(|e| e.timeline == at);
+            let before = self.hard.timelines.len();
+            self.hard.timelines.retain(|at, _| comes_by(*at));
+            if self.hard.timelines.len() < before {
+                self.persist();
             }
             return Some(Order::Follow { leader });
         };

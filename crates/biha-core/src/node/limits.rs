@@ -74,6 +74,35 @@ impl Node {
         }
         Ok(())
     }
+
+    /// May nquorum change now, if it does?
+    pub(super) fn check_nquorum(&self, new: &ClusterConfig) -> Result<(), CommandError> {
+        if !self.config.elects_beside(new) {
+            return Ok(());
+        }
+        if self.lost_quorum() {
+            return Err(CommandError::Failed("too few voters answer to change nquorum now".to_owned()));
+        }
+        if !self.disarms(new) {
+            let text = "members that do not answer could elect a leader by the nquorum that they know";
+            return Err(invalid(text, "Wait until they answer, or remove them first: biha.remove_node()."));
+        }
+        Ok(())
+    }
+
+    /// Do so many answer that a change can keep the others from electing anybody by what they know?
+    fn disarms(&self, new: &ClusterConfig) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        let me = self.hard.node;
+        self.config.is_disarmed(new, |id| *id == me || leader.hears(*id, self.now, self.timeout()))
+    }
+
+    fn lost_quorum(&self) -> bool {
+        match &self.role {
+            Role::Leader(leader) => leader.lease(&self.config, self.hard.node, self.now) <= self.now,
+            _ => true,
+        }
+    }
 }
 
 /// A node that waits for longer before it stands is better told never to lead.

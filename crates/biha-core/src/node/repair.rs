@@ -21,6 +21,19 @@ impl Node {
         &mut self,
         result: Option<Result<Mended, Hindrance>>,
     ) -> Option<(EventKind, String)> {
+        let came = result.is_some();
+        let said = self.note_rewind_result(result);
+        if came && self.me().is_none() {
+            // Whatever came of it, it is no member's any more.
+            self.fail(NodeErrorKind::Removed, REMOVED.to_owned());
+        }
+        said
+    }
+
+    fn note_rewind_result(
+        &mut self,
+        result: Option<Result<Mended, Hindrance>>,
+    ) -> Option<(EventKind, String)> {
         match (self.hard.rewind, result) {
             (state, Some(Ok(mended))) => {
                 let term = if let RewindState::Requested(term) = state { term } else { self.hard.term };
@@ -66,9 +79,6 @@ impl Node {
             !copied && elected(*at, entry) && (entry.leader != me || *at < newest)
         };
         self.hard.timelines.retain(stays);
-        if self.me().is_none() {
-            self.fail(NodeErrorKind::Removed, REMOVED.to_owned());
-        }
     }
 
     /// Is it too early for another attempt at what was hindered, which is a restart of the server each time? The next
