@@ -22,6 +22,13 @@ pub struct TimelineEntry {
     pub fork: Lsn,
 }
 
+impl TimelineEntry {
+    /// Was its leader elected to open the timeline of this number?
+    pub fn is_elected(&self, timeline: Timeline) -> bool {
+        self.term == Term(timeline)
+    }
+}
+
 /// A promotion that was begun: the timeline, and the numbers below it that get placeholder history files.
 /// If the next start finds this without the promotion, the placeholders are removed before recovery begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -296,7 +303,7 @@ impl HardState {
     pub fn openers(&self, history: &[HistoryEntry]) -> Vec<(Timeline, NodeId)> {
         let opener = |at: &HistoryEntry| {
             let entry = self.timelines.get(&at.timeline)?;
-            (entry.term == Term(at.timeline)).then_some((at.timeline, entry.leader))
+            entry.is_elected(at.timeline).then_some((at.timeline, entry.leader))
         };
         history.iter().filter_map(opener).collect()
     }

@@ -112,11 +112,8 @@ impl Node {
             self.note(EventKind::NodeError, "the error was reset", Vec::new());
         } else {
             // As if it had been elected then: whoever has another timeline of that number is told so.
-            let mut accepted = 0;
-            for (timeline, entry) in &mut self.hard.timelines {
-                accepted +=
-                    usize::from(std::mem::replace(&mut entry.term, Term(*timeline)) != Term(*timeline));
-            }
+            let unelected = self.hard.timelines.iter_mut().filter(|(at, entry)| !entry.is_elected(**at));
+            let accepted = unelected.map(|(at, entry)| entry.term = Term(*at)).count();
             if accepted == 0 {
                 return Ok(());
             }

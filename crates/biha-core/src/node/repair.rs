@@ -69,14 +69,13 @@ impl Node {
         self.hard.rewind = if copied { RewindState::Recloned(term) } else { RewindState::Done(term) };
         self.hard.lower_bound = None;
         self.hard.error.take_if(|error| error.kind.is_healed_by(mended));
-        let elected = |timeline: Timeline, entry: &TimelineEntry| entry.term == Term(timeline);
         // The leader's was noted before the rewind was asked for. What this node itself had opened later is no part of
         // its WAL any more; of a copy nothing is.
         let others =
-            self.hard.timelines.iter().filter(|(at, entry)| entry.leader != me && elected(**at, entry));
+            self.hard.timelines.iter().filter(|(at, entry)| entry.leader != me && entry.is_elected(**at));
         let newest = others.map(|(at, _)| *at).max().unwrap_or(0);
         let stays = |at: &Timeline, entry: &mut TimelineEntry| {
-            !copied && elected(*at, entry) && (entry.leader != me || *at < newest)
+            !copied && entry.is_elected(*at) && (entry.leader != me || *at < newest)
         };
         self.hard.timelines.retain(stays);
     }

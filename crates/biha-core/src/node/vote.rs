@@ -64,7 +64,7 @@ impl Node {
     pub(super) fn unelected(&self, position: Position) -> bool {
         let alone = self.config.voters().eq([self.hard.node]);
         !alone
-            && self.hard.timelines.get(&position.timeline).is_some_and(|e| e.term != Term(position.timeline))
+            && self.hard.timelines.get(&position.timeline).is_some_and(|e| !e.is_elected(position.timeline))
     }
 
     /// How long this node is still bound not to vote or stand, in ms.

@@ -49,11 +49,10 @@ impl Cluster {
             self.checks.two_leaders = true;
         }
         let disk = &self.hosts[&id].disk;
+        // A removal waits for nobody, so that nothing can be said of who still knows what.
         if leads && self.checks.two_leaders && config.members.len() < disk.config.members.len() {
-            // A removal waits for nobody, so that nothing can be said of who still knows what.
             self.checks.spoiled = true;
         }
-        let disk = &self.hosts[&id].disk;
         if leads {
             let known = self.checks.made_of.insert(config.version, disk.config.version);
             if known.is_some_and(|known| known != disk.config.version) {
