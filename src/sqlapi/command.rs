@@ -92,8 +92,10 @@ fn reclone() -> bool {
 fn set(settings: Vec<Setting>) -> bool {
     let done = carry_out(&Command::Set(settings));
     let config = status_or_error().config;
-    if config.two_leaders_possible() {
+    if config.disjoint_quorums() {
         warning!("nquorum is not above half of the voters: two leaders are possible at the same time");
+    } else if config.stale_quorums {
+        warning!("two leaders are possible until every member has the new nquorum");
     } else if let (false, why) = config.lossless()
         && config.guards_commits()
     {

@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Millis, NodeId, Term};
 
-/// Version of a [`ClusterConfig`]: the term of the leader that made it, then a counter.
+/// Version of a [`ClusterConfig`]: the term of the leader that made it, then a counter. Where two leaders of one term are
+/// possible both may have counted alike; their numbers tell the versions apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct ConfigVersion {
     /// Term of the leader that made this version.
     pub term: Term,
     /// Counts the versions; never goes down.
     pub seq: u64,
+    /// Who made it; 0 is whoever made the cluster.
+    pub leader: NodeId,
 }
 
 /// What a member is for.
@@ -165,6 +168,9 @@ pub struct ClusterConfig {
     pub members: BTreeMap<NodeId, Member>,
     /// The common settings.
     pub settings: Settings,
+    /// A member may still elect by an older version, whose nquorum lets two leaders be elected: set in each version that
+    /// comes of such a one, until every member had the version before.
+    pub stale_quorums: bool,
 }
 
 impl ClusterConfig {
@@ -187,8 +193,13 @@ impl ClusterConfig {
     }
 
     /// True where an explicit nquorum lets two leaders be elected (two disjoint quorums exist).
-    pub fn two_leaders_possible(&self) -> bool {
+    pub fn disjoint_quorums(&self) -> bool {
         2 * self.nquorum() <= self.voters().count()
+    }
+
+    /// Can two leaders be elected, by this version or by an older one that a member may still go by?
+    pub fn two_leaders_possible(&self) -> bool {
+        self.stale_quorums || self.disjoint_quorums()
     }
 
     /// Is every acknowledged commit on a member of every electing quorum, and why (not)? True iff
@@ -196,8 +207,11 @@ impl ClusterConfig {
     pub fn lossless(&self) -> (bool, String) {
         let (k, nquorum, voters) =
             (self.settings.sync_standbys as usize, self.nquorum(), self.voters().count());
-        if self.two_leaders_possible() && voters > 1 {
+        if self.disjoint_quorums() {
             return (false, format!("two leaders possible: nquorum {nquorum} of {voters} voters"));
+        }
+        if self.stale_quorums {
+            return (false, "two leaders possible: not every member has the new nquorum yet".to_owned());
         }
         if voters == 1 {
             return (true, "the only voter holds every commit".to_owned());
@@ -239,25 +253,17 @@ impl ClusterConfig {
     }
 
     /// Could this one still elect somebody whom no quorum of the configuration `new` knows of? A change of one voter leaves
-    /// quorums that overlap; another nquorum does not, nor does what ends that two leaders are possible. Where they stay
-    /// possible nothing is promised. And a removal waits for nobody: a dead node must be removable.
+    /// quorums that overlap; another nquorum does not. Where two leaders are possible already nothing is promised. And a
+    /// removal waits for nobody: a dead node must be removable.
     pub fn elects_beside(&self, new: &ClusterConfig) -> bool {
         let removal = new.members.len() < self.members.len();
-        match (self.two_leaders_possible(), new.two_leaders_possible()) {
-            _ if removal => false,
-            (true, possible) => !possible,
-            (false, _) => self.settings.nquorum != new.settings.nquorum,
-        }
+        let promised = !self.two_leaders_possible() || !self.disjoint_quorums() && new.disjoint_quorums();
+        !removal && promised && self.settings.nquorum != new.settings.nquorum
     }
 
-    /// Does this one elect nobody any more, if these members have `new`? A quorum of it must have that. Where two quorums
-    /// need not share a voter all must: who has missed this change may have missed others before, and votes by what it
-    /// knows.
-    pub fn is_disarmed(&self, new: &ClusterConfig, have: impl Fn(&NodeId) -> bool) -> bool {
-        if self.two_leaders_possible() {
-            return new.members.keys().all(have);
-        }
-        self.voters().filter(have).count() >= self.nquorum()
+    /// Are these members a quorum?
+    pub fn is_quorum(&self, includes: impl Fn(&NodeId) -> bool) -> bool {
+        self.voters().filter(includes).count() >= self.nquorum()
     }
 }
 

@@ -14,7 +14,7 @@ pub type Millis = u64;
 pub type Timeline = u32;
 
 /// The number of a node: `biha.id`, unique in the cluster, at least 1.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct NodeId(pub u32);
 
 /// An election's number (Raft's term). Never goes down. 0 before the first election.

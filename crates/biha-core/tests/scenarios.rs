@@ -42,6 +42,7 @@ scenarios! {
     a_leader_elected_with_a_sick_disk_goes_on
     a_leader_that_dies_during_a_rewind_is_replaced
     a_leader_that_hears_a_higher_term_restarts_as_a_standby
+    a_leader_that_gives_way_does_not_vote_while_it_is_promoted
     a_leader_that_is_refused_leads_no_more
     a_leader_with_a_sick_disk_hands_over
     a_lost_connection_drops_the_voter_from_the_lease
@@ -68,7 +69,6 @@ scenarios! {
     a_refused_connection_counts_where_it_is_trusted
     a_refused_connection_proves_nothing_by_default
     a_removed_node_comes_back_as_a_new_one
-    a_dead_member_is_removed_while_a_change_waits_for_it
     a_removal_that_no_quorum_has_is_taken_back
     two_leaders_of_one_term_are_found_out_later
     a_removed_node_is_told_and_stops
@@ -108,9 +108,11 @@ scenarios! {
     an_acknowledgement_to_a_former_life_counts_nothing
     an_asynchronous_leader_does_not_wait_for_standbys
     an_explicit_nquorum_must_fit_the_voters
+    an_nquorum_that_elects_two_is_announced_first
     an_nquorum_that_elects_two_is_replaced_at_every_voter
     an_older_configuration_is_refused_and_mended
     an_older_incarnation_is_not_heard
+    an_older_nquorum_outlives_a_change_of_leader
     an_unelectable_node_votes_but_does_not_stand
     an_unfinished_reclone_neither_votes_nor_stands
     an_unfinished_rewind_neither_votes_nor_stands
@@ -123,6 +125,7 @@ scenarios! {
     half_of_an_even_cluster_elects_nobody
     nquorum_one_of_two_takes_over_alone
     one_change_at_a_time
+    one_leader_at_most_when_every_member_knows
     one_of_two_copies_is_refused
     parted_again_after_a_rewind_is_an_error
     proof_of_death_is_void_when_the_leader_is_heard_again

@@ -1,22 +1,17 @@
-//! Users' commands, and changes of the replicated configuration: one at a time, settled when a quorum of the
-//! old and of the new voters has the version on disk (Ongaro 2014, §4.1).
+//! Users' commands, and the changes of the replicated configuration that they ask for.
 
 use crate::command::{Command, CommandError, CommandResult, MemberSetting, RequestId, Setting};
-use crate::config::{ClusterConfig, ConfigVersion, Member, Mode};
+use crate::config::{ClusterConfig, Member, Mode};
 use crate::event::EventKind;
 use crate::hardstate::RewindState;
 use crate::message::{Message, NodeState};
-use crate::step::Output;
 use crate::{Millis, NodeId, Term};
 
 use super::limits::{check_counts, check_synchronous, check_times, checked_priority, not_a_member};
-use super::sync::Barrier;
 use super::{Node, Role, invalid};
 
 /// How long a request waits for its outcome, in ms.
 const REQUEST_TIMEOUT: Millis = 15_000;
-/// How long a change waits for its quorum before the outcome is called unknown, in ms.
-const CHANGE_TIMEOUT: Millis = 10_000;
 /// A joining node this near to the leader's position has caught up, in bytes of WAL.
 const CAUGHT_UP: u64 = 16 * 1024 * 1024;
 /// Most requests that wait for an outcome elsewhere.
@@ -29,33 +24,6 @@ pub const MAX_MEMBERS: usize = 64;
 pub(super) struct Origin {
     pub node: NodeId,
     pub request: RequestId,
-}
-
-/// A change that is not settled: no quorum has it, or what was acknowledged before it is not where it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Change {
-    version: ConfigVersion,
-    /// The configurations before it that are not settled either, and the one that was, oldest first: commits may have
-    /// been acknowledged under each.
-    pub old: Vec<ClusterConfig>,
-    origin: Option<Origin>,
-    deadline: Millis,
-    pub barrier: Barrier,
-}
-
-impl Change {
-    /// A quorum has it on disk, and commits count by it alone. Another change may then follow, as this one may wait for
-    /// standbys that are gone.
-    pub(super) fn is_on_quorum(&self) -> bool {
-        matches!(self.barrier, Barrier::Until(_))
-    }
-
-    /// The configurations before it whose quorums count until this change is settled. Not for a change of one
-    /// member: quorums before and after share a voter then (Ongaro 2014, §4.1), and a dead one must be
-    /// removable.
-    pub(super) fn old_quorums(&self, new: &ClusterConfig) -> impl Iterator<Item = &ClusterConfig> {
-        self.old.iter().filter(|old| old.elects_beside(new))
-    }
 }
 
 /// A user of this node who waits for an outcome elsewhere.
@@ -198,10 +166,7 @@ impl Node {
             }
             // What was asked for may be what this leader has, but no quorum yet: neither done nor senseless before
             // that is settled.
-            // But a change that only waits for members that are away must not keep them from being removed.
-            _ if self.busy() && !(matches!(command, Command::RemoveNode(_)) && self.waits_for_members()) => {
-                Err(CommandError::Busy)
-            }
+            _ if self.busy() => Err(CommandError::Busy),
             Command::AddNode(id, member) => self.with_node(id, member),
             Command::RemoveNode(id) => self.without_node(id),
             Command::Set(settings) => self.with_settings(&settings),
@@ -211,7 +176,7 @@ impl Node {
         match checked {
             Err(error) => self.finish(origin, Err(error)),
             Ok(config) if config == self.config => self.finish(origin, Ok(())),
-            Ok(config) => match self.check_nquorum(&config) {
+            Ok(config) => match self.check_quorum(&config) {
                 Err(error) => self.finish(origin, Err(error)),
                 Ok(()) => self.start_change(Some(origin), config),
             },
@@ -226,26 +191,6 @@ impl Node {
             }
             _ => true,
         }
-    }
-
-    /// Has a quorum the change under way, which ends that two leaders are possible, and so must all others?
-    fn waits_for_members(&self) -> bool {
-        let Role::Leader(leader) = &self.role else { return false };
-        let Some(change) = leader.change.as_ref().filter(|_| leader.handing_over.is_none()) else {
-            return false;
-        };
-        let possible = change.old.iter().any(ClusterConfig::two_leaders_possible);
-        possible && self.voters_with(change.version) >= self.config.nquorum()
-    }
-
-    /// How many voters have this version of the configuration on disk.
-    fn voters_with(&self, version: ConfigVersion) -> usize {
-        self.config.voters().filter(|id| self.has_version(*id, version)).count()
-    }
-
-    fn has_version(&self, id: NodeId, version: ConfigVersion) -> bool {
-        let Role::Leader(leader) = &self.role else { return false };
-        id == self.hard.node || leader.ack(id).is_some_and(|ack| ack.version >= version)
     }
 
     fn with_node(&self, id: NodeId, member: Member) -> Result<ClusterConfig, CommandError> {
@@ -338,85 +283,17 @@ impl Node {
         Ok(config)
     }
 
-    /// A new leader makes the newest configuration its own before it accepts any change.
-    pub(super) fn republish_config(&mut self) {
-        self.start_change(None, self.config.clone());
-    }
-
-    fn start_change(&mut self, origin: Option<Origin>, mut config: ClusterConfig) {
-        config.version = ConfigVersion { term: self.hard.term, seq: self.config.version.seq + 1 };
-        let old = std::mem::replace(&mut self.config, config.clone());
-        self.forget_strangers();
-        let removed: Vec<NodeId> =
-            old.members.keys().copied().filter(|id| !config.members.contains_key(id)).collect();
-        self.outputs.push(Output::PersistConfig(Box::new(config.clone())));
-        let deadline = self.now + CHANGE_TIMEOUT;
-        let promise = config.settings.election_timeout();
-        let smaller = promise < old.settings.election_timeout();
-        let mut former = None;
-        if let Role::Leader(leader) = &mut self.role {
-            if smaller {
-                leader.shorten(promise);
-            }
-            former = leader.change.take();
-            let mut unsettled =
-                former.as_mut().map(|former| std::mem::take(&mut former.old)).unwrap_or_default();
-            unsettled.push(old);
-            leader.change = Some(Change {
-                version: config.version,
-                old: unsettled,
-                origin,
-                deadline,
-                barrier: Barrier::New,
-            });
-        }
-        if let Some(origin) = former.and_then(|former| former.origin) {
-            self.finish(origin, Err(CommandError::Unknown));
-        }
-        self.renew();
-        for to in self.others().into_iter().chain(removed) {
-            self.send(to, Message::Config(Box::new(config.clone())));
-        }
-        self.change_acknowledged();
-    }
-
-    /// Settles the change once a quorum of the new voters has it on disk, and whoever else could elect by what it knows.
-    pub(super) fn change_acknowledged(&mut self) {
-        let Role::Leader(leader) = &self.role else { return };
-        let Some(change) = &leader.change else { return };
-        let has = |id: &NodeId| self.has_version(*id, change.version);
-        let disarmed = |old: &ClusterConfig| old.is_disarmed(&self.config, has);
-        let quorum = self.voters_with(change.version) >= self.config.nquorum();
-        let known = quorum && change.old_quorums(&self.config).all(disarmed);
-        if !known || !self.change_is_flushed() {
-            return;
-        }
-        let Role::Leader(leader) = &mut self.role else { return };
-        if let Some(change) = leader.change.take()
-            && let Some(origin) = change.origin
-        {
-            self.note(EventKind::Config, "the configuration was changed", Vec::new());
-            self.finish(origin, Ok(()));
-        }
-    }
-
-    /// Gives up waiting, not the change: it stays pending, and no other starts before it is settled.
-    pub(super) fn change_on_time(&mut self) {
-        let now = self.now;
-        let Role::Leader(leader) = &mut self.role else { return };
-        let Some(change) = leader.change.as_mut().filter(|c| now >= c.deadline) else { return };
-        if let Some(origin) = change.origin.take() {
-            self.finish(origin, Err(CommandError::Unknown));
-        }
-    }
-
     /// A leader that stops leading cannot say what becomes of what it began.
     pub(super) fn abandon_requests(&mut self) {
         let Role::Leader(leader) = &mut self.role else { return };
         let change = leader.change.take().and_then(|c| c.origin);
+        let ended = leader.ended.take().map(|(origin, _)| origin);
         let handing = leader.handing_over.take();
         if let Some(origin) = change {
             self.finish(origin, Err(CommandError::Unknown));
+        }
+        if let Some(origin) = ended {
+            self.finish(origin, Ok(()));
         }
         if let Some(handing) = handing
             && handing.phase != super::handover::HandoverPhase::Leaving
@@ -424,14 +301,6 @@ impl Node {
         {
             let error = CommandError::Failed("the leader lost its leadership meanwhile".to_owned());
             self.finish(origin, Err(error));
-        }
-    }
-
-    /// Sends the configuration to a member that has an older one. The leader's.
-    pub(super) fn push_config(&mut self, to: NodeId, version: ConfigVersion) {
-        if matches!(self.role, Role::Leader(_)) && version < self.config.version {
-            let config = Box::new(self.config.clone());
-            self.send(to, Message::Config(config));
         }
     }
 

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::config::{ClusterConfig, lease_of};
+use crate::config::{ClusterConfig, ConfigVersion, lease_of};
 use crate::event::{EventKind, Step};
 use crate::hardstate::TimelineEntry;
 use crate::message::{Handover, Heartbeat, HeartbeatAck, HistoryEntry, Message, NodeState, PeerView};
 use crate::step::{Order, Output};
 use crate::{Millis, NodeId, Position, Term, Timeline};
 
-use super::change::Change;
+use super::change::Origin;
 use super::elect::{Cause, Stand};
 use super::handover::HandingOver;
+use super::settle::Change;
 use super::sync::Inherited;
 use super::{Node, Role, prune};
 
@@ -45,6 +46,8 @@ pub(super) struct Leader {
     /// Its disk has been well in this term.
     pub was_well: bool,
     pub change: Option<Change>,
+    /// Who ended that two leaders are possible, and how long that command waits until every member knows.
+    pub ended: Option<(Origin, Millis)>,
     pub inherited: Inherited,
     cause: Cause,
     lost: Millis,
@@ -69,7 +72,7 @@ pub(super) struct Ack {
     pub heard: Millis,
     pub handover: u32,
     pub streaming: bool,
-    pub version: crate::ConfigVersion,
+    pub version: ConfigVersion,
 }
 
 impl Leader {
@@ -174,6 +177,7 @@ impl Node {
             no_handover_before: 0,
             was_well: self.sick_since.is_none(),
             change: None,
+            ended: None,
             inherited: Inherited::default(),
             cause,
             lost,
@@ -275,6 +279,7 @@ impl Node {
         }
         leader.acks.insert(from, new);
         self.push_config(from, ack.config);
+        self.outdo(ack.config);
         self.renew();
         self.handover_acknowledged();
         self.change_acknowledged();
@@ -383,22 +388,26 @@ impl Node {
     pub(super) fn promoted(&mut self, history: Vec<HistoryEntry>) {
         let now = self.now;
         let me = self.hard.node;
-        let Role::Leader(leader) = &mut self.role else { return };
-        if history.last().is_none_or(|e| e.timeline != leader.term.0) {
+        // The server has left recovery; the next status says so too, if the last one did not.
+        if !self.server.production {
+            self.server.production = true;
+            self.server.hint = history.last().map(|e| Position { timeline: e.timeline, lsn: e.fork });
+        }
+        let opened = history.last().map(|e| Term(e.timeline));
+        if !matches!(&self.role, Role::Leader(leader) if opened == Some(leader.term)) {
             // Nothing may be written on a timeline whose number is not this term's.
-            self.promotion_failed("the server opened another timeline than ordered");
+            if matches!(self.role, Role::Leader(_)) {
+                self.promotion_failed("the server opened another timeline than ordered");
+            }
+            self.own_up_to_timeline();
             return;
         }
+        let Role::Leader(leader) = &mut self.role else { return };
         leader.steps.push(Step { name: "promote".to_owned(), ms: now - leader.since });
         leader.since = now;
         leader.history.clone_from(&history);
         let term = leader.term;
         let last: Option<(Timeline, crate::Lsn)> = leader.history.last().map(|e| (e.timeline, e.fork));
-        // The server has left recovery; the next status says so too, if the last one did not.
-        if !self.server.production {
-            self.server.production = true;
-            self.server.hint = last.map(|(timeline, lsn)| Position { timeline, lsn });
-        }
         self.renew();
         self.hard.promotion = None;
         self.know_timeline(term.0);

@@ -10,7 +10,7 @@ use super::{Node, Role, invalid};
 impl Node {
     /// More voters must not turn an explicit nquorum into one that elects two leaders.
     pub(super) fn check_majority(&self, new: &ClusterConfig) -> Result<(), CommandError> {
-        if self.config.two_leaders_possible() || !new.two_leaders_possible() {
+        if self.config.disjoint_quorums() || !new.disjoint_quorums() {
             return Ok(());
         }
         let (nquorum, voters) = (new.nquorum(), new.voters().count());
@@ -75,33 +75,28 @@ impl Node {
         Ok(())
     }
 
-    /// May nquorum change now, if it does?
-    pub(super) fn check_nquorum(&self, new: &ClusterConfig) -> Result<(), CommandError> {
-        if !self.config.elects_beside(new) {
-            return Ok(());
+    /// Do enough voters answer to change the quorums now, if that is what changes? A leader that loses its quorum by a
+    /// change could not take it back either.
+    pub(super) fn check_quorum(&self, new: &ClusterConfig) -> Result<(), CommandError> {
+        let Role::Leader(leader) = &self.role else { return Ok(()) };
+        let answers = |config: &ClusterConfig| leader.lease(config, self.hard.node, self.now) > self.now;
+        if answers(&self.config) && !answers(new) {
+            return Err(invalid(
+                format!(
+                    "too few voters answer for nquorum {} of {} voters",
+                    new.nquorum(),
+                    new.voters().count()
+                ),
+                "The leader could confirm nothing after this change. Start the others first, or remove those that are \
+                 gone: biha.remove_node().",
+            ));
         }
-        if self.lost_quorum() {
+        // Where two leaders are possible anyway, the one that is left may go on alone.
+        let rescued = self.config.disjoint_quorums() && answers(new);
+        if self.config.settings.nquorum != new.settings.nquorum && !answers(&self.config) && !rescued {
             return Err(CommandError::Failed("too few voters answer to change nquorum now".to_owned()));
         }
-        if !self.disarms(new) {
-            let text = "members that do not answer could elect a leader by the nquorum that they know";
-            return Err(invalid(text, "Wait until they answer, or remove them first: biha.remove_node()."));
-        }
         Ok(())
-    }
-
-    /// Do so many answer that a change can keep the others from electing anybody by what they know?
-    fn disarms(&self, new: &ClusterConfig) -> bool {
-        let Role::Leader(leader) = &self.role else { return false };
-        let me = self.hard.node;
-        self.config.is_disarmed(new, |id| *id == me || leader.hears(*id, self.now, self.timeout()))
-    }
-
-    fn lost_quorum(&self) -> bool {
-        match &self.role {
-            Role::Leader(leader) => leader.lease(&self.config, self.hard.node, self.now) <= self.now,
-            _ => true,
-        }
     }
 }
 

@@ -23,6 +23,7 @@ mod lead;
 mod limits;
 mod peers;
 mod repair;
+mod settle;
 mod sync;
 mod view;
 mod vote;

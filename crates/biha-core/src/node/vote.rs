@@ -3,6 +3,7 @@
 use crate::config::Mode;
 use crate::hardstate::RewindState;
 use crate::message::{Message, Refusal, VoteReply, VoteRequest};
+use crate::step::Order;
 use crate::{Millis, NodeId, Position, Term};
 
 use super::elect::{Cause, Stand};
@@ -91,7 +92,9 @@ impl Node {
         // A rewound node is whole again only once recovery has become consistent.
         let whole = self.server.consistent || !self.has_wal();
         let unfinished = matches!(self.hard.rewind, RewindState::Requested(_) | RewindState::Recloning);
-        known && whole && !unfinished && self.hard.error.is_none()
+        // A leader that gave way meanwhile: its server will be in production, and has then WAL of its own.
+        let promoting = self.order.as_ref().is_some_and(|o| matches!(o.order, Order::Promote { .. }));
+        known && whole && !unfinished && !promoting && self.hard.error.is_none()
     }
 
     pub(super) fn on_pre_vote(&mut self, from: NodeId, request: &VoteRequest) {

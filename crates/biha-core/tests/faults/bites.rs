@@ -165,6 +165,12 @@ fn timelines_of_one_number_that_nobody_tells_apart() {
     breaks_in(Rule::Stream, Plan { mutations, ..minorities() });
 }
 
+#[test]
+fn stale_quorums_that_nobody_remembers() {
+    let mutations = vec![Mutation::StaleQuorumsUnsaid];
+    breaks_in(Rule::S1, Plan { mutations, ..minorities() });
+}
+
 /// Seeds in which only this is broken, and is; the others hold.
 fn breaks_only(rule: Rule, seeds: u64, plan: &Plan) {
     let plan = Plan { expected: vec![rule], ..plan.clone() };

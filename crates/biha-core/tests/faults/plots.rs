@@ -158,6 +158,59 @@ impl Run {
         Ok(true)
     }
 
+    /// nquorum is 1, and then a majority again, of which one node does not hear; the leader dies, and the next is asked for
+    /// something. As often it is any change of a parameter.
+    pub fn majority_again(&mut self, at: NodeId, target: NodeId) -> Result<bool, String> {
+        let leader = self.leader().filter(|_| self.cluster.hosts.len() > 2);
+        let Some(leader) = leader.filter(|_| self.rng.one_in(2)) else {
+            self.change_parameter(at, target);
+            return Ok(self.cluster.host(at).watched());
+        };
+        let set = |setting| Command::Set(vec![setting]);
+        self.user(leader, set(Setting::Nquorum(Some(1))));
+        if self.rng.one_in(3) {
+            let wait = self.rng.below(10);
+            self.work(wait)?;
+            return self.comes_back_cut_off(leader, set(Setting::Nquorum(None)));
+        }
+        self.work(self.timeout)?;
+        let others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        let misses = self.rng.pick(&others);
+        for id in self.cluster.ids() {
+            self.cut_both(misses, id);
+        }
+        self.user(leader, set(Setting::Nquorum(None)));
+        let wait = self.rng.below(self.timeout / 4);
+        self.work(wait)?;
+        let term = self.cluster.host(leader).disk.hard.term;
+        self.cluster.kill_controller(leader);
+        if let Some(next) = self.await_leader_after(term)? {
+            for _ in 0..4 {
+                self.user(next, set(Setting::Nquorum(None)));
+                self.work(self.timeout / 8)?;
+            }
+        }
+        self.work(2 * self.timeout)?;
+        Ok(true)
+    }
+
+    /// A leader dies; the others elect another, which does as it is told; the old one comes back, and hears of nobody.
+    fn comes_back_cut_off(&mut self, old: NodeId, command: Command) -> Result<bool, String> {
+        let term = self.cluster.host(old).disk.hard.term;
+        for id in self.cluster.ids() {
+            self.cut_both(old, id);
+        }
+        self.cluster.kill_controller(old);
+        if let Some(next) = self.await_leader_after(term)? {
+            for _ in 0..4 {
+                self.user(next, command.clone());
+                self.work(self.timeout / 4)?;
+            }
+        }
+        self.work(8 * self.timeout)?;
+        Ok(true)
+    }
+
     /// The first of the standbys receive no more WAL.
     fn lag(&mut self, standbys: &mut Vec<NodeId>, count: usize) {
         for lags in standbys.drain(..count.min(standbys.len())) {

@@ -220,6 +220,5 @@ fn may_vote(config: &ClusterConfig, id: NodeId) -> bool {
         member.joining = false;
     }
     let require = config.settings.lossless == Lossless::Require;
-    !admitted.two_leaders_possible()
-        && (!require || admitted.lossless().0 && !config.may_lose_by(&[], &admitted))
+    !admitted.disjoint_quorums() && (!require || admitted.lossless().0 && !config.may_lose_by(&[], &admitted))
 }

@@ -56,7 +56,7 @@ pub fn changes() -> Plan {
 
 /// As changes, but nothing is guarded, and any number may elect for a while.
 pub fn minorities() -> Plan {
-    Plan { minorities: true, more: Some(Fault::Parameter), ..Plan::default() }
+    Plan { minorities: true, more: Some(Fault::MajorityAgain), ..Plan::default() }
 }
 
 pub struct Run {

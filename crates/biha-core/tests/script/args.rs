@@ -90,11 +90,11 @@ impl Args {
         self.text(key).map(|text| position(&text)).transpose()
     }
 
-    /// term.sequence
+    /// term.sequence, made by node 1
     pub fn version(&mut self, key: &str) -> Parsed<Option<ConfigVersion>> {
         let Some(text) = self.text(key) else { return Ok(None) };
         let (term, seq) = text.split_once('.').ok_or("a version is term.sequence")?;
-        Ok(Some(ConfigVersion { term: Term(parse(term)?), seq: parse(seq)? }))
+        Ok(Some(ConfigVersion { term: Term(parse(term)?), seq: parse(seq)?, leader: NodeId(1) }))
     }
 
     /// timeline@fork/timeline@fork/…

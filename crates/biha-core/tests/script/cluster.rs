@@ -255,13 +255,14 @@ impl Scene {
             })
             .collect();
         Ok(format!(
-            "version {}.{}: {}; voters {}, nquorum {}, minnodes {}",
+            "version {}.{}: {}; voters {}, nquorum {}, minnodes {}{}",
             config.version.term,
             config.version.seq,
             members.join(", "),
             config.voters().count(),
             config.nquorum(),
-            config.minnodes()
+            config.minnodes(),
+            if config.two_leaders_possible() { "; two leaders possible" } else { "" }
         ))
     }
 

@@ -1,12 +1,12 @@
 //! What must hold at every moment of every run (S1 to S6: the design's properties).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use biha_core::*;
 
 use super::Cluster;
 use super::server::Waiting;
-use super::wal::Kind;
+use super::wal::{Kind, Log};
 
 /// What can be broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +67,9 @@ pub struct Checks {
     pub judged_again: u64,
     /// There were two of one term: no timeline says any more whose it is.
     pub spoiled: bool,
+    /// What nodes were told of who opened a timeline. WAL that a node has of one of two leaders of a term, without having
+    /// heard of that one, cannot be told from the other's.
+    noted: BTreeSet<(NodeId, Timeline, NodeId)>,
     /// A gate may have opened since they were looked at.
     pub gates_changed: bool,
     /// What is broken on purpose: counted only.
@@ -101,6 +104,24 @@ impl Checks {
         if !self.expected.contains(&rule) && self.violations.len() < 10 {
             self.violations.push(format!("{rule:?}: {text}"));
         }
+    }
+
+    pub(super) fn note_timelines(&mut self, id: NodeId, hard: &HardState) {
+        self.noted.extend(hard.timelines.iter().map(|(timeline, entry)| (id, *timeline, entry.leader)));
+    }
+
+    /// A node takes WAL for its own that is another leader's.
+    pub(super) fn mixed(&mut self, (id, own): (NodeId, &Log), (source, other): (NodeId, &Log), text: String) {
+        let heard = |id: NodeId, log: &Log, other: &Log| {
+            log.parts_on(other).is_none_or(|(at, by)| self.noted.contains(&(id, at, by)))
+        };
+        if !self.spoiled || heard(id, own, other) && heard(source, other, own) {
+            self.violation(Rule::Stream, text);
+        }
+    }
+
+    pub(super) fn forget_notes(&mut self, id: NodeId) {
+        self.noted.retain(|(node, ..)| *node != id);
     }
 
     pub(super) fn acknowledged(&mut self, term: Term, commits: &[Waiting]) {

@@ -37,10 +37,7 @@ impl Cluster {
             .controller
             .as_ref()
             .is_some_and(|node| node.state().is_leader() && node.hard().term == config.version.term);
-        if config.two_leaders_possible()
-            && !disk.config.two_leaders_possible()
-            && config.version.term > Term(0)
-        {
+        if config.disjoint_quorums() && !disk.config.disjoint_quorums() && config.version.term > Term(0) {
             if leads && config.settings.nquorum == disk.config.settings.nquorum {
                 let text = format!("n{id} makes two leaders possible without anybody's wish: {config:?}");
                 self.checks.violation(Rule::S1, text);
@@ -82,17 +79,31 @@ impl Cluster {
     }
 
     /// A user was told that two leaders are possible no more: from here on all is judged again, unless there were two of
-    /// one term, or somebody has another such configuration, of which this one knows nothing.
+    /// one term.
     fn judge_again(&mut self, version: ConfigVersion) {
-        let mut two = self.hosts.values().map(|host| &host.disk.config).filter(|c| c.two_leaders_possible());
-        let known = two.all(|config| self.checks.descends(version, config.version));
-        if known && !self.checks.spoiled {
-            // Leases may be open until then that another quorum had granted before.
-            let promises = self.hosts.values().map(|host| host.disk.hard.longest_promise);
-            self.checks.leases_end = self.now + promises.max().unwrap_or(0);
-            self.checks.two_leaders = false;
-            self.checks.judged_again += 1;
-            self.checks.settled.clear();
+        if self.checks.spoiled {
+            return;
+        }
+        let two: Vec<_> = self.hosts.values().filter(|host| host.disk.config.disjoint_quorums()).collect();
+        let newest = two.iter().map(|host| host.disk.config.version).max();
+        if newest.is_some_and(|newest| newest > version && !self.checks.descends(version, newest)) {
+            // Said by a leader that others have gone on without.
+            return;
+        }
+        match two.iter().find(|host| !self.checks.descends(version, host.disk.config.version)) {
+            Some(host) => {
+                let text =
+                    format!("one leader is possible at most, but n{} has {:?}", host.id, host.disk.config);
+                self.checks.violation(Rule::S6, text);
+            }
+            None => {
+                // Leases may be open until then that another quorum had granted before.
+                let promises = self.hosts.values().map(|host| host.disk.hard.longest_promise);
+                self.checks.leases_end = self.now + promises.max().unwrap_or(0);
+                self.checks.two_leaders = false;
+                self.checks.judged_again += 1;
+                self.checks.settled.clear();
+            }
         }
     }
 

@@ -119,6 +119,7 @@ impl Cluster {
         let late = self.mutated(Mutation::ToldBeforeWritten).then_some(self.now + WRITES_LATE);
         match output {
             Output::Persist(hard) => {
+                self.checks.note_timelines(id, &hard);
                 let disk = &mut self.host_mut(id).disk;
                 match late {
                     Some(at) => {

@@ -215,7 +215,9 @@ impl Cluster {
             return Ok(Mended::Rewound);
         }
         if !copies && let Err(text) = self.host(id).server.log.can_be_rewound(&log) {
-            self.checks.violation(Rule::Stream, format!("n{id} is rewound against n{source}: {text}"));
+            let own = (id, &self.hosts[&id].server.log);
+            let text = format!("n{id} is rewound against n{source}: {text}");
+            self.checks.mixed(own, (source, &log), text);
         }
         let server = &mut self.hosts.get_mut(&id).expect("a known host").server;
         server.log.rewind(&log);
@@ -336,6 +338,7 @@ impl Cluster {
         host.disk.renew();
         host.server = Server { log, ..Server::default() };
         say!(self, id, "is made anew from n{like}");
+        self.checks.forget_notes(id);
     }
 
     /// The operator stops the node.

@@ -59,6 +59,8 @@ pub enum Mutation {
     PromotionForgotten,
     /// A leader does not say who opened the timelines before its own.
     OpenersUnsaid,
+    /// What a member is told of a new nquorum does not say that others may still go by the old one.
+    StaleQuorumsUnsaid,
 }
 
 impl Cluster {
@@ -76,6 +78,9 @@ impl Cluster {
         match &mut envelope.message {
             Message::Heartbeat(beat) if self.mutated(Mutation::NoStickiness) => beat.promise = 0,
             Message::Heartbeat(beat) if self.mutated(Mutation::OpenersUnsaid) => beat.openers.clear(),
+            Message::Config(config) if self.mutated(Mutation::StaleQuorumsUnsaid) => {
+                config.stale_quorums = false
+            }
             Message::PreVote(request) | Message::Vote(request) => {
                 if self.mutated(Mutation::PositionNotCompared) {
                     request.position = Position { timeline: Timeline::MAX, lsn: Lsn(u64::MAX) };

@@ -53,7 +53,8 @@ impl Cluster {
         server.streaming = true;
         match received {
             Err(text) => {
-                self.checks.violation(Rule::Stream, format!("n{id} streams from n{source}: {text}"));
+                let log = |id: NodeId| (id, &self.hosts[&id].server.log);
+                self.checks.mixed(log(id), log(source), format!("n{id} streams from n{source}: {text}"));
             }
             Ok(false) => {}
             Ok(true) => {

@@ -84,6 +84,17 @@ impl Log {
         ancestry(self.end(), &source.history) == Ancestry::Contained && self.end().lsn <= source.end().lsn
     }
 
+    /// The first timeline here of which the other has nothing, or that on which the two part; and who opened it.
+    pub fn parts_on(&self, other: &Log) -> Option<(Timeline, NodeId)> {
+        let same = self.records.iter().zip(&other.records).take_while(|(own, its)| own == its).count();
+        let (common, own) = self.records.split_at(same);
+        let opened = |record: &Record| match record.kind {
+            Kind::NewTimeline(by) => Some((record.timeline, by)),
+            _ => None,
+        };
+        own.iter().find_map(opened).or_else(|| common.iter().rev().find_map(opened))
+    }
+
     /// Receives everything that `source` has. An error if the two had parted unnoticed.
     pub fn receive(&mut self, source: &Log) -> Result<bool, String> {
         if !source.records.starts_with(&self.records) {

@@ -55,7 +55,7 @@ impl Numbers {
     }
 
     fn version(&mut self) -> ConfigVersion {
-        ConfigVersion { term: Term(self.small()), seq: self.n() }
+        ConfigVersion { term: Term(self.small()), seq: self.n(), leader: NodeId(self.small()) }
     }
 
     fn maybe<T>(&mut self, value: T) -> Option<T> {
@@ -153,6 +153,7 @@ impl Numbers {
             version: self.version(),
             members: (1..=3).map(|id| (NodeId(id), self.member())).collect(),
             settings: Settings { nquorum: self.maybe(2), ..Settings::default() },
+            stale_quorums: self.n().is_multiple_of(2),
         }
     }
 

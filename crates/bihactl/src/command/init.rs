@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
-use biha_core::{ClusterConfig, ConfigVersion, Member, Mode, NodeId, Settings, Term};
+use biha_core::{ClusterConfig, ConfigVersion, Member, Mode, NodeId, Settings};
 use biha_io::Magic;
 use postgres::Client;
 
@@ -67,7 +67,7 @@ fn first_config(args: &Init, node: &NodeSpec) -> ClusterConfig {
         joining: false,
     };
     ClusterConfig {
-        version: ConfigVersion { term: Term(0), seq: 1 },
+        version: ConfigVersion { seq: 1, ..ConfigVersion::default() },
         members: BTreeMap::from([(NodeId(node.id), member)]),
         settings: Settings {
             nquorum: args.nquorum.filter(|n| *n == 1),
@@ -76,6 +76,7 @@ fn first_config(args: &Init, node: &NodeSpec) -> ClusterConfig {
             sync_standbys_min: args.sync_standbys_min,
             ..Settings::default()
         },
+        ..ClusterConfig::default()
     }
 }
 

@@ -1,11 +1,16 @@
-//! nquorum 1 of 2 nodes: each may elect itself while they do not hear each other, in one term. When they do again, what one
-//! of them holds must not be taken for a part of what the other has.
+//! nquorum that is no majority. Of two nodes each may elect itself while they do not hear each other, in one term: when
+//! they do again, what one of them holds must not be taken for a part of what the other has. And that this is over is said
+//! when it is.
 
-use anyhow::ensure;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::network::Network;
+use biha_cluster_tests::node::Node;
 use biha_cluster_tests::scenario::run;
+use biha_cluster_tests::wait::wait_until;
 
 use crate::common::{A_MINUTE, failover_lines};
 
@@ -21,6 +26,8 @@ fn two_leaders_of_one_term_are_found_out() {
         let term = first.own_status()?.term + 1;
         cluster.partition(first.id)?;
         first.kill_titled("biha controller")?;
+        // Else what it was before it is killed could be taken for what it is afterwards.
+        first.wait_state(&["CANDIDATE"], A_MINUTE)?;
         for node in [first, second] {
             node.wait_state(&["LEADER_RW"], A_MINUTE)?;
             ensure!(node.own_status()?.term == term, "node {} leads another term than {term}", node.id);
@@ -45,6 +52,49 @@ fn two_leaders_of_one_term_are_found_out() {
         first.biha("SELECT biha.reclone()").ok();
         cluster.wait_healthy(A_MINUTE)?;
         ensure!(first.value(&format!("SELECT count(*) FROM of_{}", second.id))? == "0", "it is no copy");
+        Ok(())
+    });
+}
+
+#[test]
+fn one_leader_at_most_when_every_member_knows() {
+    let builder = Cluster::builder().heartbeat(100, 10);
+    let mut expected = failover_lines();
+    expected.push(expect("WARNING:  nquorum is not above half of the voters", "it is asked for"));
+    expected.push(expect("WARNING:  two leaders are possible until", "one node is away"));
+    expected.push(expect("ERROR:  lossless is \"require\", but", "it is not over"));
+    run("one_leader_at_most_when_every_member_knows", builder, &expected, |cluster, figures| {
+        let why = |node: &Node| node.biha_value("SELECT DISTINCT lossless_why FROM biha.config()");
+        let first = cluster.leader()?;
+        let [second, away] = cluster.others(first.id)[..] else { bail!("three nodes") };
+        first.biha_value("SELECT biha.set_nquorum_and_minnodes(1, 1)")?;
+        ensure!(why(first)?.contains("nquorum 1 of 3 voters"), "{}", why(first)?);
+        // All are there: when it is answered it is over.
+        first.biha_value("SELECT biha.set_nquorum(2)")?;
+        ensure!(!why(first)?.contains("two leaders"), "{}", why(first)?);
+
+        first.biha_value("SELECT biha.set_nquorum_and_minnodes(1, 1)")?;
+        away.kill_all()?;
+        first.biha_value("SELECT biha.set_nquorum_and_minnodes(2, 2)")?;
+        let missing = "not every member has the new nquorum";
+        ensure!(why(first)?.contains(missing), "{}", why(first)?);
+        first.biha(&format!("SELECT biha.set_leader({})", second.id))?;
+        second.wait_state(&["LEADER_RW"], A_MINUTE)?;
+        ensure!(why(second)?.contains(missing), "{}", why(second)?);
+        let begin = Instant::now();
+        second.biha_value("SELECT biha.set_nquorum(2)")?;
+        figures.note("set_nquorum with a member away", format!("{} ms", begin.elapsed().as_millis()));
+        let refused =
+            second.biha("SELECT biha.set_lossless('require')").err().context("it is not refused")?;
+        ensure!(format!("{refused:#}").contains(missing), "{refused:#}");
+
+        away.start()?;
+        wait_until("one leader at most", A_MINUTE, || {
+            let said = why(second)?;
+            ensure!(!said.contains("two leaders"), "{said}");
+            Ok(())
+        })?;
+        cluster.wait_healthy(A_MINUTE)?;
         Ok(())
     });
 }
