@@ -6,11 +6,15 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use biha_core::wire;
 use biha_fuzz::TARGETS;
 
 /// Lengths and numbers at which something changes.
 const NUMBERS: [u64; 12] =
     [0, 1, 2, 255, 256, 0x7fff, 0xffff, 0x1_0000, 0x7fff_ffff, 0xffff_ffff, 1 << 60, u64::MAX];
+/// Where an image says what only it says: after magic, version, length, and the identity, twice.
+const STATE_BODY: usize = 14 + 20 + 20;
+const CONFIG_BODY: usize = 14;
 /// Inputs that are made are no longer, in bytes.
 const LONGEST: usize = 8192;
 
@@ -41,8 +45,9 @@ fn magic() {
 
 fn fuzz(name: &str) {
     let (_, target) = TARGETS.into_iter().find(|(known, _)| *known == name).expect("a target");
-    let corpus = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name));
+    let mut corpus = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name));
     assert!(!corpus.is_empty(), "the corpus is part of the repository");
+    corpus.extend(written_now(name));
     let mut trial = Trial { target, input: Vec::new(), name };
     for input in &corpus {
         trial.run(input.clone());
@@ -63,6 +68,42 @@ fn read(directory: &Path) -> Vec<Vec<u8>> {
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
     paths.sort();
     paths.iter().map(|path| fs::read(path).expect("an input")).collect()
+}
+
+/// What biha writes now, by the examples that its own tests hold to: the corpus is of all times.
+fn written_now(name: &str) -> Vec<Vec<u8>> {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/biha-core/tests/data");
+    let begins = |path: &Path, with: &str| {
+        path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(with))
+    };
+    let of = |with: &str| -> Vec<Vec<u8>> {
+        let entries =
+            fs::read_dir(&examples).expect("the examples").map(|entry| entry.expect("an entry").path());
+        let mut paths: Vec<_> = entries.filter(|path| begins(path, with)).collect();
+        paths.sort();
+        assert!(!paths.is_empty(), "no example of {with}");
+        paths.iter().map(|path| bytes_of(&fs::read_to_string(path).expect("an example"))).collect()
+    };
+    let body = |frame: &Vec<u8>| frame[wire::HEADER_SIZE + 8..].to_vec();
+    let bodies = || of("wire-").into_iter().map(|frame| body(&frame));
+    match name {
+        "frame" => {
+            of("wire-").into_iter().chain(bodies().map(|body| [&[0; 5][..], &body].concat())).collect()
+        }
+        "channel" => {
+            bodies().map(|body| [&[0, 1][..], &(body.len() as u16).to_le_bytes(), &body].concat()).collect()
+        }
+        "statefile" => {
+            let part = |image: Vec<u8>, from: usize| [&[1, 0, 0, 0], &image[from..image.len() - 4]].concat();
+            let states = of("state-").into_iter().map(|image| part(image, STATE_BODY));
+            states.chain(of("conf-").into_iter().map(|image| part(image, CONFIG_BODY))).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn bytes_of(hex: &str) -> Vec<u8> {
+    hex.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).expect("bytes in hexadecimal")).collect()
 }
 
 /// The input at hand is kept as a file if the target panics on it.
