@@ -50,6 +50,7 @@ impl Node {
         self.start_change(None, self.config.clone());
     }
 
+    /// Makes a version of the configuration, and sends it to all.
     pub(super) fn start_change(&mut self, origin: Option<Origin>, mut config: ClusterConfig) {
         config.version = ConfigVersion {
             term: self.hard.term,
@@ -153,7 +154,7 @@ impl Node {
     }
 
     /// Two leaders are possible no more when every member goes by a version that does not let them be elected: then a
-    /// version of its own says so.
+    /// version of its own says so, after which there is nothing to do here.
     fn forget_older_quorums(&mut self) {
         if !self.config.stale_quorums || self.config.disjoint_quorums() {
             return;

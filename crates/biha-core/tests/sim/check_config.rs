@@ -6,7 +6,7 @@
 use biha_core::*;
 
 use super::check::Checks;
-use super::{Cluster, Rule};
+use super::{Cluster, Host, Rule};
 
 impl Checks {
     /// A user gave a command, at the leader or elsewhere.
@@ -84,7 +84,11 @@ impl Cluster {
         if self.checks.spoiled {
             return;
         }
-        let two: Vec<_> = self.hosts.values().filter(|host| host.disk.config.disjoint_quorums()).collect();
+        let elects = |host: &&Host| {
+            let config = &host.disk.config;
+            config.disjoint_quorums() && config.members.contains_key(&host.id)
+        };
+        let two: Vec<_> = self.hosts.values().filter(elects).collect();
         let newest = two.iter().map(|host| host.disk.config.version).max();
         if newest.is_some_and(|newest| newest > version && !self.checks.descends(version, newest)) {
             // Said by a leader that others have gone on without.
