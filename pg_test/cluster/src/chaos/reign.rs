@@ -92,6 +92,9 @@ fn struck(reign: Reign, blows: &[Blow], lease: i64) -> Vec<Reign> {
     let mut sleeps: Vec<(i64, i64)> = mine().filter_map(|blow| Some((blow.at, blow.woke?))).collect();
     sleeps.sort_unstable();
     for (at, woke) in sleeps {
+        // It came as this one was elected: noted just before, felt just after.
+        let came = woke < NEVER && (at..woke.min(at + COMING)).contains(&rest.from);
+        let at = if came { rest.from } else { at };
         if at < rest.from || at >= rest.to {
             continue;
         }
@@ -138,6 +141,15 @@ mod tests {
         assert_eq!(violations(&reigns(&told, &[killed], 5)), Vec::<String>::new());
         let late = Blow { node: 1, at: 55, woke: None };
         assert_eq!(violations(&reigns(&told, &[late], 5)).len(), 1);
+    }
+
+    #[test]
+    fn what_comes_as_a_leader_is_elected_strikes_it() {
+        let told =
+            events(&[(100_010, 1, 2, "FAILOVER"), (500_000, 2, 3, "FAILOVER"), (900_000, 1, 2, "FENCED")]);
+        let struck = |at| reigns(&told, &[Blow { node: 1, at, woke: Some(800_000) }], 5);
+        assert!(violations(&struck(100_000)).is_empty());
+        assert_eq!(violations(&struck(10_000)).len(), 1, "it was elected after that");
     }
 
     #[test]
