@@ -84,7 +84,8 @@ impl Log {
         ancestry(self.end(), &source.history) == Ancestry::Contained && self.end().lsn <= source.end().lsn
     }
 
-    /// The first timeline here of which the other has nothing, or that on which the two part; and who opened it.
+    /// The first timeline after the parting whose number the other has too, or that on which the two part; and who opened
+    /// it here.
     pub fn parts_on(&self, other: &Log) -> Option<(Timeline, NodeId)> {
         let same = self.records.iter().zip(&other.records).take_while(|(own, its)| own == its).count();
         let (common, own) = self.records.split_at(same);
@@ -92,7 +93,8 @@ impl Log {
             Kind::NewTimeline(by) => Some((record.timeline, by)),
             _ => None,
         };
-        own.iter().find_map(opened).or_else(|| common.iter().rev().find_map(opened))
+        let in_both = |(at, _): &(Timeline, NodeId)| other.history.iter().any(|entry| entry.timeline == *at);
+        own.iter().filter_map(opened).find(in_both).or_else(|| common.iter().rev().find_map(opened))
     }
 
     /// Receives everything that `source` has. An error if the two had parted unnoticed.
