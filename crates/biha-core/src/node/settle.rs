@@ -169,13 +169,15 @@ impl Node {
 
     /// Gives up waiting, not the change: it stays pending, and no other starts before it is settled.
     pub(super) fn change_on_time(&mut self) {
-        let (now, timeout) = (self.now, self.timeout());
+        let (now, timeout, me) = (self.now, self.timeout(), self.hard.node);
         let Role::Leader(leader) = &mut self.role else { return };
-        let me = self.hard.node;
-        let answer = self.config.members.keys().all(|id| *id == me || leader.hears(*id, now, timeout));
-        let leaves = leader.handing_over.is_some();
-        let over = |deadline: Millis| now >= deadline || !answer || leaves;
-        if let Some((origin, _)) = leader.ended.take_if(|(_, deadline)| over(*deadline)) {
+        let hears = |id: &NodeId| *id == me || leader.hears(*id, now, timeout);
+        let gives_up = |deadline: Millis| {
+            now >= deadline || leader.handing_over.is_some() || !self.config.members.keys().all(hears)
+        };
+        if leader.ended.as_ref().is_some_and(|(_, deadline)| gives_up(*deadline))
+            && let Some((origin, _)) = leader.ended.take()
+        {
             self.finish(origin, Ok(()));
         }
         let Role::Leader(leader) = &mut self.role else { return };

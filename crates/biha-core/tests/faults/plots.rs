@@ -182,31 +182,30 @@ impl Run {
         self.user(leader, set(Setting::Nquorum(None)));
         let wait = self.rng.below(self.timeout / 4);
         self.work(wait)?;
-        let term = self.cluster.host(leader).disk.hard.term;
-        self.cluster.kill_controller(leader);
-        if let Some(next) = self.await_leader_after(term)? {
-            for _ in 0..4 {
-                self.user(next, set(Setting::Nquorum(None)));
-                self.work(self.timeout / 8)?;
-            }
-        }
+        self.next_is_asked(leader, &set(Setting::Nquorum(None)), self.timeout / 8)?;
         self.work(2 * self.timeout)?;
         Ok(true)
     }
 
-    /// A leader dies; the others elect another, which does as it is told; the old one comes back, and hears of nobody.
-    fn comes_back_cut_off(&mut self, old: NodeId, command: Command) -> Result<bool, String> {
+    /// A leader's controller dies; whoever is elected next is asked for something, again and again.
+    fn next_is_asked(&mut self, old: NodeId, command: &Command, pause: Millis) -> Result<(), String> {
         let term = self.cluster.host(old).disk.hard.term;
-        for id in self.cluster.ids() {
-            self.cut_both(old, id);
-        }
         self.cluster.kill_controller(old);
         if let Some(next) = self.await_leader_after(term)? {
             for _ in 0..4 {
                 self.user(next, command.clone());
-                self.work(self.timeout / 4)?;
+                self.work(pause)?;
             }
         }
+        Ok(())
+    }
+
+    /// A leader dies; the others elect another, which does as it is told; the old one comes back, and hears of nobody.
+    fn comes_back_cut_off(&mut self, old: NodeId, command: Command) -> Result<bool, String> {
+        for id in self.cluster.ids() {
+            self.cut_both(old, id);
+        }
+        self.next_is_asked(old, &command, self.timeout / 4)?;
         self.work(8 * self.timeout)?;
         Ok(true)
     }
