@@ -72,10 +72,15 @@ pub extern "C-unwind" fn biha_controller_main(_argument: pg_sys::Datum) {
     worker::end();
 }
 
-/// Whichever way the controller ends, its gate is shut before its sockets close.
+/// Whichever way the controller ends, its gate is shut before its sockets close. After that nobody can end a wait for
+/// standbys, so that in a stop the postmaster's signal is repeated: sessions keep it as long as there is a controller.
 #[pg_guard]
 unsafe extern "C-unwind" fn left(_code: i32, _argument: pg_sys::Datum) {
     shut_gate();
+    if lifecycle::is_stopping_fast() {
+        let sessions = backends::sessions();
+        sessions.waiting.into_iter().chain(sessions.others).for_each(backends::terminate);
+    }
 }
 
 fn shut_gate() {
@@ -205,14 +210,12 @@ impl Controller {
         let outputs = self.node.step(clock::boottime(), Input::Stop(goodbye));
         self.execute(outputs);
         self.network.close_all();
-        if goodbye == Goodbye::CleanStop {
-            end_last_waiters();
-        }
         self.end();
     }
 
     fn end(&self) -> ! {
         self.history.written(LAST_EVENT);
+        end_last_waiters();
         worker::end();
     }
 
@@ -393,9 +396,9 @@ impl Brief {
 /// Commits that wait for standbys take no signal but this process's. In a stop, as soon as nobody else is there to
 /// see their rows, they are ended: nothing is acknowledged, and the next leader may lack them.
 fn end_last_waiters() {
-    while board::gate().sync_standbys.load(Ordering::SeqCst) > 0 && postmaster::is_stopping() {
+    while board::gate().sync_standbys.load(Ordering::SeqCst) > 0 && lifecycle::is_stopping_fast() {
         let sessions = backends::sessions();
-        if !sessions.others {
+        if sessions.others.is_empty() {
             if sessions.waiting.is_empty() {
                 return;
             }

@@ -2,7 +2,7 @@
 //! by its own postmaster, in the same process, rewound in between if its WAL has parted from the cluster's, or made anew
 //! where that cannot work.
 //!
-//! Runs in the postmaster, but for [`request_restart`] and what came of a rewind.
+//! Runs in the postmaster, but for [`request_restart`], [`is_stopping_fast`] and what came of a rewind.
 //!
 //! **Architecture invariant:** nothing here knows of terms, leaders or elections, and nothing here promotes: only
 //! an elected leader's agent does.
@@ -156,6 +156,13 @@ pub fn request_restart(repair: Option<Repair>) -> Result<(), String> {
         life.page.forget();
         format!("could not signal the postmaster: {error}")
     })
+}
+
+/// Has the postmaster been told to shut the server down fast, by whomever? Of any child of the postmaster; it is true
+/// before any of them gets the postmaster's signal. (What postmaster.pid says may be old: it is on a disk, which may be
+/// sick.)
+pub fn is_stopping_fast() -> bool {
+    LIFE.get().is_some_and(|life| life.page.stopping_fast())
 }
 
 /// What came of the rewind or re-clone that this start was preceded by; `None` if there was none. One that was asked for

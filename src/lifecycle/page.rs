@@ -58,6 +58,7 @@ pub struct Page {
     state: AtomicU32,
     requester: AtomicI32,
     operator_stop: AtomicBool,
+    fast_stop: AtomicBool,
     repair: AtomicU32,
     end_timeline: AtomicU32,
     end_lsn: AtomicU64,
@@ -135,6 +136,16 @@ impl Page {
     pub fn operator_stopping(&self) -> bool {
         self.operator_stop.load(Ordering::SeqCst)
     }
+
+    /// Remembers that a fast shutdown begins, whoever asked for it. Async-signal-safe.
+    pub fn note_fast_stop(&self) {
+        self.fast_stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Has a fast shutdown begun?
+    pub fn stopping_fast(&self) -> bool {
+        self.fast_stop.load(Ordering::SeqCst)
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +158,7 @@ mod tests {
             state: AtomicU32::new(0),
             requester: AtomicI32::new(0),
             operator_stop: AtomicBool::new(false),
+            fast_stop: AtomicBool::new(false),
             repair: AtomicU32::new(0),
             end_timeline: AtomicU32::new(0),
             end_lsn: AtomicU64::new(0),

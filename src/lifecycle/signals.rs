@@ -95,6 +95,9 @@ extern "C" fn on_stop(signo: c_int, info: *mut siginfo_t, context: *mut c_void) 
     let Some(wrapped) = WRAPPED.get() else { return };
     if own_pid() == wrapped.postmaster {
         wrapped.page.note_operator_stop();
+        if signo == libc::SIGINT {
+            wrapped.page.note_fast_stop();
+        }
         set_first_letter(wrapped, b'N');
     }
     if let Some(index) = STOPS.iter().position(|stop| *stop == signo) {
@@ -108,6 +111,7 @@ extern "C" fn on_restart(signo: c_int, info: *mut siginfo_t, context: *mut c_voi
     let ours = own_pid() == wrapped.postmaster && wrapped.page.asked_by(signal::sender(info));
     if ours && !wrapped.page.operator_stopping() {
         set_first_letter(wrapped, b'X');
+        wrapped.page.note_fast_stop();
         fast(wrapped).call(libc::SIGINT, info, context);
     } else {
         wrapped.restart.call(signo, info, context);

@@ -9,8 +9,8 @@ use crate::pg::{compat, walsender};
 pub struct Sessions {
     /// Those whose commit waits for synchronous standbys.
     pub waiting: Vec<i32>,
-    /// Whether there are others.
-    pub others: bool,
+    /// The others.
+    pub others: Vec<i32>,
 }
 
 /// Looks at all sessions. WAL senders are none.
@@ -33,7 +33,7 @@ pub fn sessions() -> Sessions {
         if waiting {
             sessions.waiting.push(pid);
         } else {
-            sessions.others = true;
+            sessions.others.push(pid);
         }
     }
     sessions

@@ -1,9 +1,9 @@
 //! What the postmaster knows of itself.
 
 use std::ffi::{CStr, c_char};
+use std::io;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::{fs, io};
 
 use pgrx::pg_sys;
 
@@ -17,13 +17,6 @@ pub fn is_serving() -> bool {
             && !pg_sys::IsUnderPostmaster
             && !pg_sys::IsBinaryUpgrade
     }
-}
-
-/// Is the server being stopped? From the eighth line of postmaster.pid (`LOCK_FILE_LINE_PM_STATUS` in
-/// src/include/utils/pidfile.h).
-pub fn is_stopping() -> bool {
-    let file = fs::read_to_string("postmaster.pid").unwrap_or_default();
-    file.lines().nth(7).is_some_and(|status| status.trim() == "stopping")
 }
 
 /// Process number of the postmaster.

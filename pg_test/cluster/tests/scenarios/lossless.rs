@@ -204,11 +204,10 @@ fn lossless_require_overrules_sessions() {
             leader.biha_value("SELECT biha.set_sync_standbys(0)").err().context("it was not refused")?;
         ensure!(sqlstate(&error).as_deref() == Some("22023"), "it was refused otherwise: {error:#}");
         leader.query("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'one'")?;
-        let less = "SET synchronous_commit = off";
-        for sql in [
-            "INSERT INTO t VALUES (2)",
-            "BEGIN; INSERT INTO t VALUES (3); PREPARE TRANSACTION 'two'",
-            "COMMIT PREPARED 'one'",
+        for (less, sql) in [
+            ("SET synchronous_commit = remote_write", "INSERT INTO t VALUES (2)"),
+            ("SET synchronous_commit = local", "BEGIN; INSERT INTO t VALUES (3); PREPARE TRANSACTION 'two'"),
+            ("SET synchronous_commit = off", "COMMIT PREPARED 'one'"),
         ] {
             let senders = leader.freeze_walsenders()?;
             let pending = Pending::start(leader, less, sql)?;

@@ -18,7 +18,7 @@ use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{judge, run};
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines, wait_process};
 
 /// A small file system of its own; unmounted when dropped.
 struct Mounted(PathBuf);
@@ -207,6 +207,39 @@ fn sick_leader_read_only_disk() {
         cluster.disk(old.id)?.mend()?;
         old.start()?;
         ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the mended node leads again");
+        let record = oracle.stop()?;
+        figures.time("outage", record.outage(fault));
+        judge(cluster, &record)?.expect_nothing_lost()
+    });
+}
+
+/// The leader gives up, and its disk answers before its controller has ended: the server stops then, and whoever waits for
+/// standbys keeps the postmaster's signal for a controller that will not be there.
+#[test]
+fn sick_leader_gives_up_as_its_disk_thaws() {
+    let name = "sick_leader_gives_up_as_its_disk_thaws";
+    if !Disk::possible() {
+        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+        return;
+    }
+    run(name, builder().disks(true).sync_standbys(1), &expected(), |cluster, figures| {
+        let old = cluster.leader()?;
+        let oracle = Oracle::start(cluster, Load::default())?;
+        oracle.wait_acks(600, A_MINUTE)?;
+        let mark = old.log_mark();
+        let controller = wait_process(old, "biha controller", TEN_SECONDS)?.pid;
+        let fault = Instant::now();
+        cluster.disk(old.id)?.hang()?;
+        old.wait_log(mark, "DEMOTED: the server does not stop for the hand-over", TEN_SECONDS)?;
+        // For a moment it waits for its last event to be written.
+        process::signal(controller, Signal::STOP)?;
+        let new = cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
+        cluster.disk(old.id)?.thaw();
+        let thawed = Instant::now();
+        old.wait_log(mark, "aborting any active transactions", TEN_SECONDS)?;
+        process::signal(controller, Signal::CONT)?;
+        ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the old leader leads again");
+        figures.time("healthy after the thaw", thawed.elapsed());
         let record = oracle.stop()?;
         figures.time("outage", record.outage(fault));
         judge(cluster, &record)?.expect_nothing_lost()
