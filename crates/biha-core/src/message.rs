@@ -243,6 +243,8 @@ pub struct VoteReply {
     pub position: Option<Position>,
     /// Highest term or timeline number the voter knows of.
     pub known: Term,
+    /// Term of the newest leader that the voter has heard since it started, if that does not hand over to another node.
+    pub led: Option<Term>,
 }
 
 /// Why a vote was refused.

@@ -228,7 +228,7 @@ impl Candidate {
 
 fn reply(granted: bool) -> VoteReply {
     let refusal = (!granted).then_some(Refusal::AlreadyVoted);
-    VoteReply { term: Term(2), refusal, position: Some(AT), known: Term(1) }
+    VoteReply { term: Term(2), refusal, position: Some(AT), known: Term(1), led: Some(Term(1)) }
 }
 
 /// A leader and what it should make of the acknowledgements it gets.

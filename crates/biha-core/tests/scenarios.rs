@@ -68,6 +68,8 @@ scenarios! {
     a_referee_with_wal_keeps_what_it_received
     a_refused_connection_counts_where_it_is_trusted
     a_refused_connection_proves_nothing_by_default
+    a_restarted_leader_does_not_wait_for_a_dead_node
+    a_starting_follower_waits_for_its_leader
     a_removed_node_comes_back_as_a_new_one
     a_removal_that_no_quorum_has_is_taken_back
     two_leaders_of_one_term_are_found_out_later
@@ -146,6 +148,7 @@ scenarios! {
     wal_that_nobody_elected_wins_nothing
     what_others_count_on_cannot_be_reset
     who_holds_more_refuses_and_stands_itself
+    who_was_led_says_so
     whoever_hears_the_leader_refuses
     without_a_leader_a_command_is_refused
 }

@@ -14,6 +14,8 @@ use super::{Node, Role, Wal};
 pub(super) enum Cause {
     /// No leader has been heard since this node started.
     Startup,
+    /// No leader has been heard since this node started, but until then it led.
+    Return,
     /// The leader was not heard for an election timeout.
     Timeout,
     /// The leader is proven dead.
@@ -68,6 +70,11 @@ impl Candidate {
         self.retry
     }
 
+    /// Number of the hand-over that names this node.
+    fn handover(&self) -> Option<u32> {
+        if let Cause::Handover(number) = self.cause { Some(number) } else { None }
+    }
+
     /// Must the own receiver be stopped now? At once where the leader is known to be gone, else only after a
     /// quorum agreed that it is, or where a position keeps it from that: what a receiver says of it is not exact.
     pub(super) fn wants_stop(&self) -> bool {
@@ -97,8 +104,8 @@ impl Node {
                 };
                 Stand { at: heard.at.max(wal) + self.timeout(), cause: Cause::Timeout }
             }
-            (None, true) => Stand { at: self.now + self.election_wait(), cause: Cause::Timeout },
-            (None, false) => Stand { at: self.silent_until, cause: Cause::Startup },
+            (None, Some(_)) => Stand { at: self.now + self.election_wait(), cause: Cause::Timeout },
+            (None, None) => Stand { at: self.silent_until, cause: Cause::Startup },
         };
         let at = stand.at.max(self.silent_until) + self.turn();
         self.stand_at(Stand { at, ..stand });
@@ -262,11 +269,7 @@ impl Node {
     /// Sends the request to all other voters.
     fn ask(&mut self, vote: bool) {
         let Role::Candidate(candidate) = &self.role else { return };
-        let handover = match candidate.cause {
-            Cause::Handover(number) => Some(number),
-            _ => None,
-        };
-        let Some(position) = self.position() else { return };
+        let (handover, Some(position)) = (candidate.handover(), self.position()) else { return };
         let request = VoteRequest { term: candidate.term, position, config: self.config.version, handover };
         let voters: Vec<NodeId> = self.config.voters().filter(|id| *id != self.hard.node).collect();
         for voter in voters {
@@ -286,12 +289,16 @@ impl Node {
             self.adopt_term_as_candidate(term);
         }
         let ahead = self.ahead(from, reply);
+        let returns = self.led_last(reply);
         let voter = self.config.members.get(&from);
         let has_wal = voter.is_some_and(|m| m.mode != Mode::Referee);
         let stands = voter.is_some_and(Member::is_electable);
         let Role::Candidate(candidate) = &mut self.role else { return };
         if candidate.phase != Phase::PreVote || reply.term != candidate.term {
             return;
+        }
+        if candidate.cause == Cause::Startup && stands && returns {
+            candidate.cause = Cause::Return;
         }
         candidate.outranked |= ahead;
         candidate.behind |= reply.refusal == Some(Refusal::PositionBehind) && !stands;
@@ -405,10 +412,7 @@ impl Node {
             return;
         }
         let Some(position) = self.position() else { return };
-        let handover = match candidate.cause {
-            Cause::Handover(number) => Some(number),
-            _ => None,
-        };
+        let handover = candidate.handover();
         let request = VoteRequest { term, position, config: self.config.version, handover };
         // At the moment it persists its own vote a candidate passes the same checks as any other voter.
         if self.refusal(self.hard.node, &request).is_some() {

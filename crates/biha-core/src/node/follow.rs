@@ -63,7 +63,7 @@ impl Node {
         self.learn_from(&beat);
         self.know_timeline(beat.history.last().map_or(0, |e| e.timeline));
         let handover = (beat.handover.target == Some(self.hard.node)).then_some(beat.handover.number);
-        self.led = true;
+        self.led = Some((self.hard.term, beat.handover.target));
         // Whoever leads now was elected when the leases before it had ended, so promises of this node's former
         // life bind no more; the one to this leader is kept above.
         self.silent_until = self.silent_until.min(self.now);

@@ -349,6 +349,7 @@ impl Node {
                 Cause::Handover(_) => (EventKind::Switchover, "the leader handed over"),
                 Cause::Death => (EventKind::Failover, "the leader is gone"),
                 Cause::Timeout => (EventKind::Failover, "the leader was not heard"),
+                Cause::Return => (EventKind::Failover, "the leader is back"),
                 Cause::Startup => (EventKind::Failover, "the cluster started"),
             };
             self.note(kind, text, steps);

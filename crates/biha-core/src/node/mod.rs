@@ -72,8 +72,8 @@ pub struct Node {
     sticky: Option<Sticky>,
     /// The leader that was followed last gave nothing for `no_wal_on_follower`.
     starved: bool,
-    /// A leader has been heard since the start.
-    led: bool,
+    /// The newest leader that has been heard since the start: its term, and to whom it hands over.
+    led: Option<(Term, Option<NodeId>)>,
     /// No vote, pre-vote or candidacy before this moment: promises given by the former incarnation.
     silent_until: Millis,
     /// Highest term or timeline number seen anywhere.
@@ -187,7 +187,7 @@ impl Node {
             heard: None,
             sticky: None,
             starved: false,
-            led: false,
+            led: None,
             silent_until,
             known,
             timeline,

@@ -1,7 +1,7 @@
 //! Voting: when a voter says yes, and what it does before (Ongaro 2014, §3.4, §3.6.1, §4.2.3).
 
 use crate::config::Mode;
-use crate::hardstate::RewindState;
+use crate::hardstate::{RewindState, TimelineEntry};
 use crate::message::{Message, Refusal, VoteReply, VoteRequest};
 use crate::step::Order;
 use crate::{Millis, NodeId, Position, Term};
@@ -175,11 +175,21 @@ impl Node {
         let is_referee = self.me().is_some_and(|m| m.mode == Mode::Referee);
         let unknown = is_referee || self.wal == Wal::Unknown;
         let position = if unknown { None } else { self.position() };
-        let reply = VoteReply { term: request.term, refusal, position, known: self.known };
+        // A leader that has handed over comes last.
+        let led =
+            self.led.filter(|(_, target)| target.is_none_or(|target| target == to)).map(|(term, _)| term);
+        let reply = VoteReply { term: request.term, refusal, position, known: self.known, led };
         self.send(to, if pre { Message::PreVoteReply(reply) } else { Message::VoteReply(reply) });
         if refusal == Some(Refusal::PositionBehind) {
             self.stand_soon();
         }
+    }
+
+    /// Was this node, before it was started anew, the last leader that the voter has heard? Nobody holds more of its WAL.
+    pub(super) fn led_last(&self, reply: &VoteReply) -> bool {
+        let Some(Position { timeline, .. }) = self.position() else { return false };
+        let opened = |e: &TimelineEntry| e.leader == self.hard.node && e.is_elected(timeline);
+        reply.led == Some(Term(timeline)) && self.hard.timelines.get(&timeline).is_some_and(opened)
     }
 
     /// Another stands with less WAL than this node holds: this node should stand itself.

@@ -211,6 +211,33 @@ impl Run {
             None => self.until_all_follow(),
         }
     }
+
+    /// L1 where a node is away for long and the leader's controller dies: whoever holds the most leads, without waiting
+    /// for the absent one as a cluster that starts does.
+    pub fn lead_without_one(&mut self) -> Result<(), String> {
+        let Some(leader) = self.leader().filter(|_| !self.is_excused()) else { return Ok(()) };
+        let others: Vec<NodeId> = self.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+        let Some(absent) = others.iter().copied().find(|id| self.can_spare(*id)) else { return Ok(()) };
+        let config = self.newest_config();
+        let may_lead = |id: &NodeId| config.members.get(id).is_some_and(Member::is_electable);
+        if !others.iter().any(|id| *id != absent && !self.is_away(*id) && may_lead(id)) {
+            return Ok(());
+        }
+        self.cluster.kill_host(absent);
+        self.work(self.longest_timeout())?;
+        let begin = self.cluster.now;
+        say!(self.cluster, leader, "loses its controller while n{absent} is away");
+        self.cluster.kill_controller(leader);
+        let bound = 2 * self.longest_timeout() + self.longest_priority() + PROMOTE + WORK;
+        while self.leader().is_none() {
+            self.work(5)?;
+            if self.cluster.now > begin + bound {
+                return Err(format!("L1: no leader {bound} ms after the end of its controller"));
+            }
+        }
+        self.cluster.boot(absent);
+        self.until_all_follow()
+    }
 }
 
 /// Would the cluster be as safe as it is, if this node voted?

@@ -157,6 +157,7 @@ impl Run {
         self.recover()?;
         self.fail_over()?;
         self.switch_over()?;
+        self.lead_without_one()?;
         self.figures.of(self.nodes, &self.cluster);
         Ok(())
     }

@@ -51,7 +51,7 @@ mutations! {
     /// By timeline first.
     positions_are_compared_by_timeline_first: TimelineNotCompared in two_tails, 1 breaks s3;
     /// At the moment it persists its own vote a candidate passes the same checks: WAL that nobody elected.
-    wal_that_nobody_elected_does_not_stand: UnelectedWalForgotten in by_hand, 1 breaks s3;
+    wal_that_nobody_elected_does_not_stand: UnelectedWalForgotten in by_hand, 2 breaks s3;
 
     /// The timeline number is the term.
     timeline_numbers_are_terms: NextFreeTimeline in change_of_sides, 2 breaks s4;

@@ -230,10 +230,12 @@ pub fn respawn() -> Scenario {
     }
 }
 
-/// The same with acknowledged commits, without leases and without stickiness.
+/// The same with acknowledged commits, without leases and without stickiness. Node 3 sleeps from the beginning, so that two
+/// faults are left for the others.
 pub fn respawn_lossless() -> Scenario {
     Scenario {
         leases: false,
+        before: |turn| turn.state.frozen = Some(NodeId(3)),
         left: left(2, 2, 1),
         reaches: &[COMMITTED],
         name: "respawn lossless",

@@ -123,7 +123,7 @@ impl Scene {
         let stopped = self.done(stopped)?;
         answer += &self.give(stopped);
         let term = Term(at.timeline.max(self.node.hard().term.0) + 1);
-        let yes = VoteReply { term, refusal: None, position: Some(at), known: Term(term.0 - 1) };
+        let yes = VoteReply { term, refusal: None, position: Some(at), known: Term(term.0 - 1), led: None };
         // At the start of a cluster every voter's position is waited for.
         let others: Vec<NodeId> = self.node.config().voters().filter(|id| *id != NodeId(1)).collect();
         for id in others {
@@ -322,7 +322,7 @@ fn reply(args: &mut Args, term: Term) -> Parsed<VoteReply> {
         other => return Err(format!("no refusal {other}").into()),
     };
     let known = Term(args.key_or("known", term.0 - 1)?);
-    Ok(VoteReply { term, refusal, position: args.position("at")?, known })
+    Ok(VoteReply { term, refusal, position: args.position("at")?, known, led: args.key("led")?.map(Term) })
 }
 
 fn goodbye(word: &str) -> Parsed<Goodbye> {

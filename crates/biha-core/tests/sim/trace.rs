@@ -82,9 +82,12 @@ impl Cluster {
 
 /// A message in a few words.
 pub fn describe(message: &Message) -> String {
-    let answer = |r: &VoteReply| match r.refusal {
-        None => format!("yes in term {}", r.term),
-        Some(why) => format!("no in term {}: {why:?}", r.term),
+    let answer = |r: &VoteReply| {
+        let led = r.led.map_or(String::new(), |led| format!(", led in term {led}"));
+        match r.refusal {
+            None => format!("yes in term {}{led}", r.term),
+            Some(why) => format!("no in term {}: {why:?}{led}", r.term),
+        }
     };
     let asks = |r: &VoteRequest| {
         let handover = r.handover.map_or(String::new(), |n| format!(" by hand-over {n}"));

@@ -109,6 +109,7 @@ impl Numbers {
             refusal: self.maybe(Refusal::LeaderAlive(1500)),
             position: self.maybe(position),
             known: Term(self.small()),
+            led: self.maybe(Term(7)),
         }
     }
 

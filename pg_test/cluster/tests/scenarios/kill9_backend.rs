@@ -9,9 +9,10 @@ use biha_cluster_tests::node::Node;
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::scenario::{judge, run};
+use biha_cluster_tests::wait::{wait_for, wait_until};
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, diverge, expect_little_lost, failover_lines};
 
 fn crash_restart(name: &str, kill: impl Fn(&Node) -> Result<()> + Sync) {
     run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
@@ -47,4 +48,41 @@ fn kill9_backend_crash_restart() {
 #[test]
 fn kill9_controller_crash_restart() {
     crash_restart("kill9_controller_crash_restart", |leader| leader.kill_titled("biha controller"));
+}
+
+/// One node of three is away, and only the leader holds its last WAL: nobody else can lead. It does as soon as it is
+/// back, and does not wait for the absent one as a cluster that starts would.
+#[test]
+fn kill9_controller_while_a_node_is_away() {
+    let name = "kill9_controller_while_a_node_is_away";
+    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+        let leader = cluster.leader()?;
+        let away = cluster.others(leader.id)[0];
+        away.kill_all()?;
+        diverge(leader, 1000)?;
+        let mark = leader.log_mark();
+        let fault = Instant::now();
+        leader.kill_titled("biha controller")?;
+        // The checkpointer is told to quit after all WAL senders: none of them sends anything more.
+        wait_for("the checkpointer to quit", TEN_SECONDS, || {
+            leader.processes_titled("checkpointer").is_empty()
+        })?;
+        for sender in leader.processes_titled("walsender") {
+            signal(sender.pid, Signal::CONT)?;
+        }
+        leader.wait_log(mark, "all server processes terminated; reinitializing", TEN_SECONDS)?;
+        let new = cluster.wait_leader(A_MINUTE)?;
+        figures.time("until it leads", fault.elapsed());
+        ensure!(new.id == leader.id, "node {} leads, which has less", new.id);
+        ensure!(leader.value("SELECT count(*) FROM only_here")? == "1000", "rows are lost");
+        let back =
+            "SELECT count(*) FROM biha.history() WHERE event = 'FAILOVER' AND cause = 'the leader is back'";
+        wait_until("its election in its history", TEN_SECONDS, || {
+            ensure!(leader.biha_value(back)? == "1", "it was elected otherwise");
+            Ok(())
+        })?;
+        away.start()?;
+        cluster.wait_healthy(A_MINUTE)?;
+        Ok(())
+    });
 }
