@@ -32,8 +32,8 @@ use crate::{guc, lifecycle, paths};
 
 /// Longest time in ms that the board may be out of date.
 const PUBLISH_PERIOD: Millis = 500;
-/// How often a stopping controller looks for commits that wait.
-const LOOK_FOR_WAITERS: Duration = Duration::from_millis(2);
+/// How often a stopping controller looks for commits that wait: at first, and at last.
+const LOOK_FOR_WAITERS: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(32)];
 /// How long a process that ends waits for its last event to be written: the disk may hang.
 const LAST_EVENT: Duration = Duration::from_millis(100);
 /// Commands taken from the mailbox in one turn.
@@ -77,17 +77,23 @@ pub extern "C-unwind" fn biha_controller_main(_argument: pg_sys::Datum) {
 #[pg_guard]
 unsafe extern "C-unwind" fn left(_code: i32, _argument: pg_sys::Datum) {
     shut_gate();
-    if lifecycle::is_stopping_fast() {
+    if lifecycle::is_stopping_fast() || sessions_are_told() {
         let sessions = backends::sessions();
-        sessions.waiting.into_iter().chain(sessions.others).for_each(backends::terminate);
+        sessions.others.into_iter().chain(sessions.waiting).for_each(backends::terminate);
     }
 }
 
-fn shut_gate() {
+/// Nothing is confirmed any more, and nobody waits for that.
+fn fence() {
     let gate = board::gate();
     gate.open_until.store(0, Ordering::SeqCst);
     gate.leading.store(0, Ordering::SeqCst);
     gate.incarnation.store(0, Ordering::SeqCst);
+}
+
+fn shut_gate() {
+    fence();
+    let gate = board::gate();
     gate.controller_pid.store(0, Ordering::SeqCst);
     gate.controller_latch.store(0, Ordering::SeqCst);
 }
@@ -214,6 +220,7 @@ impl Controller {
     }
 
     fn end(&self) -> ! {
+        fence();
         self.history.written(LAST_EVENT);
         end_last_waiters();
         worker::end();
@@ -393,19 +400,31 @@ impl Brief {
     }
 }
 
-/// Commits that wait for standbys take no signal but this process's. In a stop, as soon as nobody else is there to
-/// see their rows, they are ended: nothing is acknowledged, and the next leader may lack them.
+/// Commits that wait for standbys take no signal but this process's. In a stop they are ended as soon as nobody is left but
+/// who commits, and sees no row of another's any more: nothing is acknowledged, and the next leader may lack them. (Not
+/// only when all wait: a NOTIFY has the next one's commit wait for the first.)
 fn end_last_waiters() {
-    while board::gate().sync_standbys.load(Ordering::SeqCst) > 0 && lifecycle::is_stopping_fast() {
+    let gate = board::gate();
+    let [mut pause, longest] = LOOK_FOR_WAITERS;
+    while gate.sync_standbys.load(Ordering::SeqCst) > 0 && lifecycle::is_stopping() {
         let sessions = backends::sessions();
-        if sessions.others.is_empty() {
-            if sessions.waiting.is_empty() {
-                return;
-            }
+        let count = sessions.others.len() + sessions.waiting.len();
+        // Asked last: with the gate shut they only become fewer.
+        let committing = gate.committing.load(Ordering::SeqCst) as usize;
+        if count == 0 {
+            return;
+        }
+        if sessions_are_told() && count <= committing {
             sessions.waiting.into_iter().for_each(backends::terminate);
         }
-        wait::latch(LOOK_FOR_WAITERS);
+        wait::latch(pause);
+        pause = longest.min(2 * pause);
     }
+}
+
+/// Has the postmaster told all sessions to end? Then it has told this process.
+fn sessions_are_told() -> bool {
+    lifecycle::is_stopping() && wait::stop_requested()
 }
 
 fn options() -> Options {

@@ -2,7 +2,7 @@
 //! by its own postmaster, in the same process, rewound in between if its WAL has parted from the cluster's, or made anew
 //! where that cannot work.
 //!
-//! Runs in the postmaster, but for [`request_restart`], [`is_stopping_fast`] and what came of a rewind.
+//! Runs in the postmaster, but for [`request_restart`], [`is_stopping`] and what came of a rewind.
 //!
 //! **Architecture invariant:** nothing here knows of terms, leaders or elections, and nothing here promotes: only
 //! an elected leader's agent does.
@@ -158,9 +158,13 @@ pub fn request_restart(repair: Option<Repair>) -> Result<(), String> {
     })
 }
 
-/// Has the postmaster been told to shut the server down fast, by whomever? Of any child of the postmaster; it is true
-/// before any of them gets the postmaster's signal. (What postmaster.pid says may be old: it is on a disk, which may be
-/// sick.)
+/// Has the postmaster been told to shut the server down, by whomever? Of any child of the postmaster; it is true before any
+/// of them gets the postmaster's signal. (What postmaster.pid says may be old: it is on a disk, which may be sick.)
+pub fn is_stopping() -> bool {
+    LIFE.get().is_some_and(|life| life.page.operator_stopping() || life.page.stopping_fast())
+}
+
+/// [`is_stopping`], without waiting for clients.
 pub fn is_stopping_fast() -> bool {
     LIFE.get().is_some_and(|life| life.page.stopping_fast())
 }

@@ -12,7 +12,7 @@ use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::process;
 use biha_cluster_tests::scenario::run;
-use biha_cluster_tests::wait::wait_until;
+use biha_cluster_tests::wait::{wait_for, wait_until};
 use rustix::process::Signal;
 
 use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, wait_process};
@@ -117,7 +117,8 @@ fn lossless_cancelled_wait_shows_no_row() {
     });
 }
 
-/// A fast shutdown waits for nobody, and acknowledges nothing that no standby has.
+/// A fast shutdown waits for nobody, and acknowledges nothing that no standby has. One of the two commits waits for the
+/// other, which holds the lock of NOTIFY until it is over.
 #[test]
 fn lossless_stop_acknowledges_nothing_alone() {
     run("lossless_stop_acknowledges_nothing_alone", builder(), &expected(), |cluster, figures| {
@@ -125,18 +126,54 @@ fn lossless_stop_acknowledges_nothing_alone() {
         leader.query("CREATE TABLE t (n int)")?;
         cluster.wait_caught_up(TEN_SECONDS)?;
         let senders = leader.freeze_walsenders()?;
-        let pending = Pending::start(leader, "", "INSERT INTO t VALUES (1)")?;
+        let pending = Pending::start(leader, "", "BEGIN; INSERT INTO t VALUES (1); NOTIFY t; COMMIT")?;
         waiting_pid(leader)?;
+        let other = Pending::start(leader, "", "BEGIN; INSERT INTO t VALUES (2); NOTIFY t; COMMIT")?;
+        let locked = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        wait_until("a commit that waits for another", TEN_SECONDS, || leader.value(locked))?;
         thread::scope(|scope| {
             let stop = scope.spawn(|| leader.stop(StopMode::Fast));
             let ended = pending.0.recv_timeout(TEN_SECONDS);
+            let other = other.0.recv_timeout(TEN_SECONDS);
             // The WAL senders have to send everything before the server is down.
             thaw(&senders)?;
             stop.join().ok().context("the stop panicked")??;
             let ended = ended.context("it was left waiting, and the stop with it")?;
             let error = ended.err().context("it was acknowledged, and no standby had it")?;
+            let other = other.context("the other one was left waiting")?;
+            ensure!(other.is_err(), "the other one was acknowledged, and no standby had it");
             figures.note("told", sqlstate(&error).unwrap_or_else(|| error.root_cause().to_string()));
             Ok::<_, anyhow::Error>(())
+        })?;
+        cluster.wait_leader_other_than(leader.id, A_MINUTE)?;
+        leader.start()?;
+        cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A smart shutdown waits for clients only: a worker's commit that waits for standbys is ended when they are gone.
+#[test]
+fn lossless_smart_stop_waits_for_no_worker() {
+    const WORKER: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND wait_event = 'SyncRep'";
+    let name = "lossless_smart_stop_waits_for_no_worker";
+    run(name, builder().setting("autovacuum_naptime", "1s"), &expected(), |cluster, _| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int) WITH (autovacuum_analyze_threshold = 0)")?;
+        leader.biha_value("SELECT biha.set_lossless('require')")?;
+        let (pid, senders) = wait_until("a worker's commit that waits", A_MINUTE, || {
+            leader.query("INSERT INTO t SELECT * FROM generate_series(1, 1000)")?;
+            let senders = leader.freeze_walsenders()?;
+            let worker = wait_until("it", Duration::from_secs(3), || leader.value(WORKER));
+            // It has been there before its commits had anything to wait for.
+            worker.map(|pid| (pid, senders.clone())).inspect_err(|_| drop(thaw(&senders)))
+        })?;
+        let worker = pid.parse()?;
+        thread::scope(|scope| {
+            let stop = scope.spawn(|| leader.stop(StopMode::Smart));
+            let ended = wait_for("the worker to end", TEN_SECONDS, || !process::alive(worker));
+            thaw(&senders)?;
+            stop.join().ok().context("the stop panicked")??;
+            ended
         })?;
         cluster.wait_leader_other_than(leader.id, A_MINUTE)?;
         leader.start()?;

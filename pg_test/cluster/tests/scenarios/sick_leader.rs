@@ -18,7 +18,7 @@ use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{judge, run};
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines, wait_process};
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines, step_until, wait_process};
 
 /// A small file system of its own; unmounted when dropped.
 struct Mounted(PathBuf);
@@ -230,15 +230,20 @@ fn sick_leader_gives_up_as_its_disk_thaws() {
         let controller = wait_process(old, "biha controller", TEN_SECONDS)?.pid;
         let fault = Instant::now();
         cluster.disk(old.id)?.hang()?;
-        old.wait_log(mark, "DEMOTED: the server does not stop for the hand-over", TEN_SECONDS)?;
-        // For a moment it waits for its last event to be written.
-        process::signal(controller, Signal::STOP)?;
+        old.wait_log(mark, "DEMOTED: hands over to node", TEN_SECONDS)?;
+        let gives_up = "DEMOTED: the server does not stop for the hand-over";
+        // It waits a moment for its last event to be written.
+        step_until(controller, "it has said that it gives up", || {
+            old.log_since(mark).is_ok_and(|log| log.contains(gives_up))
+        })?;
         let new = cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
         cluster.disk(old.id)?.thaw();
         let thawed = Instant::now();
         old.wait_log(mark, "aborting any active transactions", TEN_SECONDS)?;
         process::signal(controller, Signal::CONT)?;
         ensure!(cluster.wait_healthy(A_MINUTE)?.id == new.id, "the old leader leads again");
+        let ended = "canceling the wait for synchronous replication";
+        ensure!(old.log_since(mark)?.contains(ended), "no commit waited");
         figures.time("healthy after the thaw", thawed.elapsed());
         let record = oracle.stop()?;
         figures.time("outage", record.outage(fault));
