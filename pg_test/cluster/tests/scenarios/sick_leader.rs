@@ -15,7 +15,7 @@ use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process;
 use biha_cluster_tests::run::run as run_program;
-use biha_cluster_tests::scenario::{judge, run};
+use biha_cluster_tests::scenario::{Figures, judge, run};
 use rustix::process::Signal;
 
 use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines, step_until, wait_process};
@@ -70,6 +70,19 @@ fn expected() -> Vec<Expected> {
         expect("FATAL:  terminating walreceiver due to timeout", "a walsender hangs"),
     ]);
     lines
+}
+
+/// One synchronous standby, and a disk for each node.
+fn with_disks(
+    name: &str,
+    builder: Builder,
+    body: impl FnOnce(&mut Cluster, &mut Figures) -> Result<()> + Send,
+) {
+    if Disk::possible() {
+        run(name, builder.disks(true).sync_standbys(1), &expected(), body);
+    } else {
+        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+    }
 }
 
 #[test]
@@ -136,11 +149,7 @@ const HANGS: Duration = Duration::from_secs(8);
 /// The disk of the leader hangs, so that whoever writes to it cannot even be killed, and what else is done to it: the
 /// leader gives up by itself, and another one takes writes long before the disk thaws.
 fn hanging_disk(name: &str, builder: Builder, also: impl FnOnce(&Node) -> Result<Vec<i32>> + Send) {
-    if !Disk::possible() {
-        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
-        return;
-    }
-    run(name, builder.disks(true).sync_standbys(1), &expected(), |cluster, figures| {
+    with_disks(name, builder, |cluster, figures| {
         let old = cluster.leader()?;
         let others = cluster.others(old.id);
         let marks: Vec<u64> = others.iter().map(|node| node.log_mark()).collect();
@@ -190,11 +199,7 @@ fn sick_leader_hanging_disk_and_walsenders() {
 #[test]
 fn sick_leader_read_only_disk() {
     let name = "sick_leader_read_only_disk";
-    if !Disk::possible() {
-        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
-        return;
-    }
-    run(name, builder().disks(true).sync_standbys(1), &expected(), |cluster, figures| {
+    with_disks(name, builder(), |cluster, figures| {
         let old = cluster.leader()?;
         let oracle = Oracle::start(cluster, Load::default())?;
         oracle.wait_acks(100, TEN_SECONDS)?;
@@ -218,11 +223,7 @@ fn sick_leader_read_only_disk() {
 #[test]
 fn sick_leader_gives_up_as_its_disk_thaws() {
     let name = "sick_leader_gives_up_as_its_disk_thaws";
-    if !Disk::possible() {
-        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
-        return;
-    }
-    run(name, builder().disks(true).sync_standbys(1), &expected(), |cluster, figures| {
+    with_disks(name, builder(), |cluster, figures| {
         let old = cluster.leader()?;
         let oracle = Oracle::start(cluster, Load::default())?;
         oracle.wait_acks(600, A_MINUTE)?;
