@@ -1,8 +1,8 @@
 //! The commit gate, in every backend: nothing that was written is confirmed unless this node provably leads.
 //!
 //! It is looked at twice: before the commit record is written, where a transaction can still fail, and before
-//! the client is told, where it is durable and can only be left unacknowledged. Statements that cannot be
-//! taken back are stopped before they begin.
+//! the client is told, where it is durable and can only be left unacknowledged. What a transaction drops, PostgreSQL
+//! deletes in between. Statements that cannot be taken back are stopped before they begin.
 //!
 //! **Architecture invariant:** nothing here blocks, waits for a lock or makes a system call while the gate is
 //! open, but for the moment before it is shut in good order ([`drain`]).
@@ -13,7 +13,7 @@ mod statement;
 mod synchronous;
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use biha_core::{Lsn, Millis};
@@ -32,6 +32,8 @@ const LOOK_AGAIN: Millis = 5;
 
 /// The incarnation under which this transaction passed the gate; 0 if it has nothing to confirm.
 static PASSED: AtomicU64 = AtomicU64::new(0);
+/// This transaction deletes files after its commit, and is confirmed only then.
+static DELETES: AtomicBool = AtomicBool::new(false);
 
 /// Puts the gate in the way of every transaction. In `_PG_init`, and only on a configured node.
 pub fn init() {
@@ -107,8 +109,8 @@ fn await_open(reserve: Millis) -> Option<u64> {
     seen
 }
 
-/// Nearly every transaction ends in [`passes_at_once`], where nothing can raise an ERROR or panic: pgrx's boundary
-/// would cost more than what it does.
+/// Nearly every transaction ends in [`passes_at_once`], where nothing can panic, nor has anything a destructor that an
+/// ERROR would jump over: pgrx's boundary would cost more than what it does.
 unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, argument: *mut c_void) {
     if !passes_at_once(event) {
         // SAFETY: the arguments are passed on as they came.
@@ -122,17 +124,13 @@ fn passes_at_once(event: xact::Event) -> bool {
         // A prepared transaction is written down even where it has written nothing.
         XACT_EVENT_PRE_COMMIT if !xact::wrote() => true,
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => match look(0) {
-            Look::Open(incarnation) if !synchronous::is_wanted() => enter(incarnation),
+            Look::Open(incarnation) if !synchronous::is_wanted() && !xact::deletes_files() => {
+                enter(incarnation)
+            }
             _ => false,
         },
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => {
-            let passed = PASSED.load(Relaxed);
-            let confirmed = !synchronous::is_guarded() && (passed == 0 || look(0) == Look::Open(passed));
-            if confirmed {
-                leave();
-            }
-            confirmed
-        }
+        XACT_EVENT_COMMIT if DELETES.load(Relaxed) => true,
+        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => confirms_at_once(),
         XACT_EVENT_ABORT if !synchronous::is_guarded() => {
             leave();
             true
@@ -142,15 +140,39 @@ fn passes_at_once(event: xact::Event) -> bool {
     }
 }
 
+/// [`confirm`], where nothing is to be waited for.
+fn confirms_at_once() -> bool {
+    let passed = PASSED.load(Relaxed);
+    let confirmed = !synchronous::is_guarded() && (passed == 0 || look(0) == Look::Open(passed));
+    if confirmed {
+        leave();
+    }
+    confirmed
+}
+
 #[pg_guard]
 unsafe extern "C-unwind" fn consider(event: xact::Event, _argument: *mut c_void) {
     match event {
-        XACT_EVENT_PRE_COMMIT => before("COMMIT"),
+        XACT_EVENT_PRE_COMMIT => {
+            before("COMMIT");
+            if xact::deletes_files() {
+                DELETES.store(true, Relaxed);
+                xact::at_very_end(on_very_end);
+            }
+        }
         XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
         XACT_EVENT_COMMIT => confirm(xact::commit_end),
         XACT_EVENT_PREPARE => confirm(xact::flushed),
         XACT_EVENT_ABORT => end(),
         _ => {}
+    }
+}
+
+/// Where a transaction that deletes files has deleted them, or was aborted before.
+#[pg_guard]
+unsafe extern "C-unwind" fn on_very_end(_argument: *mut c_void) {
+    if DELETES.load(Relaxed) {
+        confirm(xact::commit_end);
     }
 }
 
@@ -171,6 +193,7 @@ fn end() {
 
 /// The gate is behind this transaction.
 fn leave() {
+    DELETES.store(false, Relaxed);
     if PASSED.load(Relaxed) != 0 {
         PASSED.store(0, Relaxed);
         drain::leave();

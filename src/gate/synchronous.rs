@@ -72,6 +72,8 @@ pub fn end() {
         previous.restore(*signo);
     }
     let came = CAME.swap(0, SeqCst);
+    // A timeout's cancel would fail what has committed even when the session reads its next command.
+    xact::forget_timeouts();
     for signo in HELD {
         if came & 1 << signo != 0 {
             signal::raise(signo);

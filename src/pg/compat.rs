@@ -1,9 +1,12 @@
 //! Every difference between PostgreSQL 15, 16, 17 and 18 that biha meets.
 
 use std::ffi::CStr;
+use std::sync::OnceLock;
 
 use pgrx::pg_sys;
 use pgrx::pg_sys::submodules::ffi::pg_guard_ffi_boundary;
+
+use super::settings;
 
 /// The class of waits for a buffer pin.
 #[cfg(any(feature = "pg15", feature = "pg16"))]
@@ -22,6 +25,26 @@ pub fn slot_is_lost(data: &pg_sys::ReplicationSlotPersistentData) -> bool {
 #[cfg(not(feature = "pg15"))]
 pub fn slot_is_lost(data: &pg_sys::ReplicationSlotPersistentData) -> bool {
     data.invalidated != pg_sys::ReplicationSlotInvalidationCause::RS_INVAL_NONE
+}
+
+/// Has the checkpointer found synchronous standbys in the settings? From what it says of them in shared memory: a truth
+/// value before 15.13, 16.9 and 17.5, bits since (`SYNC_STANDBY_DEFINED`, walsender_private.h).
+pub fn has_synchronous_standbys(status: u8) -> bool {
+    const DEFINED: u8 = 1 << 1;
+    static BITS: OnceLock<bool> = OnceLock::new();
+    let bits = *BITS.get_or_init(|| has_standby_bits(server_version()));
+    if bits { status & DEFINED != 0 } else { status != 0 }
+}
+
+fn has_standby_bits(version: u32) -> bool {
+    !matches!(version, 150_000..150_013 | 160_000..160_009 | 170_000..170_005)
+}
+
+/// Of the server that runs, as `server_version_num`: it may be of another minor release than what biha was built with.
+fn server_version() -> u32 {
+    settings::get(c"server_version_num")
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(pg_sys::PG_VERSION_NUM)
 }
 
 /// Creates and acquires a physical slot that is dropped with its release, unless it is made persistent.
@@ -74,4 +97,19 @@ pub fn backends() -> impl Iterator<Item = *mut pg_sys::PGPROC> {
             found
         })
         .filter(|process| !process.is_null())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_say_differently_that_there_are_synchronous_standbys() {
+        for (version, bits) in [(150_012, false), (150_013, true), (160_008, false), (160_009, true)] {
+            assert_eq!(has_standby_bits(version), bits, "{version}");
+        }
+        for (version, bits) in [(170_004, false), (170_005, true), (180_000, true)] {
+            assert_eq!(has_standby_bits(version), bits, "{version}");
+        }
+    }
 }

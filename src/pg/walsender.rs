@@ -3,6 +3,8 @@
 use biha_core::Lsn;
 use pgrx::pg_sys;
 
+use super::compat;
+
 /// One WAL sender, as it was a moment ago.
 #[derive(Clone, Copy, Debug)]
 struct Sender {
@@ -75,12 +77,25 @@ pub fn synchronous_at(end: Lsn) -> u32 {
     count
 }
 
-/// What `count` synchronous standbys have flushed; 0 if there are fewer. Each counts once: a member streams through
-/// its own slot, which has one sender.
+/// What `count` synchronous standbys have flushed; 0 if there are fewer, or as long as commits do not wait for them. Each
+/// counts once: a member streams through its own slot, which has one sender.
 pub fn flushed_by(count: u32) -> Lsn {
+    if !commits_wait() {
+        return Lsn(0);
+    }
     let mut flushed = Vec::new();
     each(|sender| flushed.extend(sender.synchronous.then_some(sender.flushed)));
     flushed.sort_unstable_by(|a, b| b.cmp(a));
     let enough = (count as usize).checked_sub(1).and_then(|index| flushed.get(index));
     Lsn(enough.copied().unwrap_or(0))
+}
+
+/// Do commits wait for synchronous standbys? Not before the checkpointer has read that there are any, whatever the others
+/// have read: they go by its word (syncrep.c:SyncRepWaitForLSN), and it reads nothing in the middle of a checkpoint that
+/// somebody waits for.
+fn commits_wait() -> bool {
+    // SAFETY: a byte of shared memory that the checkpointer alone writes; a look without the lock is as good as an earlier
+    // one. It follows `lsn` in all releases, and has not the same name in all.
+    let status = unsafe { (&raw const (*pg_sys::WalSndCtl).lsn).add(1).cast::<u8>().read_volatile() };
+    compat::has_synchronous_standbys(status)
 }

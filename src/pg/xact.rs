@@ -1,6 +1,6 @@
 //! The transaction of this backend.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
 use biha_core::{Lsn, Millis};
 use pgrx::pg_sys;
@@ -9,9 +9,16 @@ unsafe extern "C-unwind" {
     fn PostmasterIsAliveInternal() -> bool;
     /// Reads this process's memory and raises nothing: called without pgrx's boundary.
     fn GetTopTransactionIdIfAny() -> pg_sys::TransactionId;
+    /// As above (src/include/utils/timeout.h).
+    fn get_timeout_indicator(id: c_int, reset: bool) -> bool;
+    /// Raises nothing but that memory is short (src/include/catalog/storage.h).
+    fn smgrGetPendingDeletes(for_commit: bool, files: *mut *mut c_void) -> c_int;
     /// Set by the signal that the kernel sends when the postmaster dies (src/include/storage/pmsignal.h).
     static mut postmaster_possibly_dead: pg_sys::sig_atomic_t;
 }
+
+/// `LOCK_TIMEOUT` and `STATEMENT_TIMEOUT` (src/include/utils/timeout.h), in 15 to 18.
+const TIMEOUTS: [c_int; 2] = [2, 3];
 
 /// What PostgreSQL tells a transaction callback.
 pub type Event = pg_sys::XactEvent::Type;
@@ -88,6 +95,34 @@ pub fn end_session_unacknowledged() {
         pg_sys::whereToSendOutput = pg_sys::CommandDest::DestNone;
         (&raw mut pg_sys::ProcDiePending).write_volatile(1);
         (&raw mut pg_sys::InterruptPending).write_volatile(1);
+    }
+}
+
+/// Forgets that `lock_timeout` or `statement_timeout` has run out: the cancel that came with it is an ordinary one then,
+/// which a session that is idle ignores.
+pub fn forget_timeouts() {
+    for id in TIMEOUTS {
+        // SAFETY: reads and writes a word of this process.
+        unsafe { get_timeout_indicator(id, true) };
+    }
+}
+
+/// Does this transaction delete files once it has committed, after [`Event`] COMMIT? May raise an ERROR.
+#[inline]
+pub fn deletes_files() -> bool {
+    let mut files = std::ptr::null_mut();
+    // SAFETY: in a transaction; it allocates the list, which is its own to free.
+    unsafe { smgrGetPendingDeletes(true, &raw mut files) > 0 }
+}
+
+/// Has `callback` called at the very end of this transaction, when all that it deletes is deleted. Not twice in one.
+pub fn at_very_end(callback: unsafe extern "C-unwind" fn(*mut c_void)) {
+    static mut ENTRY: pg_sys::MemoryContextCallback =
+        pg_sys::MemoryContextCallback { func: None, arg: std::ptr::null_mut(), next: std::ptr::null_mut() };
+    // SAFETY: the main thread's. The context ends with the transaction, and forgets the entry before it calls.
+    unsafe {
+        (&raw mut ENTRY.func).write(Some(callback));
+        pg_sys::MemoryContextRegisterResetCallback(pg_sys::TopTransactionContext, &raw mut ENTRY);
     }
 }
 

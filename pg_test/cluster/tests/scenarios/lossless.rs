@@ -38,8 +38,9 @@ impl Pending {
         let (tell, told) = channel();
         let sql = then.to_string();
         thread::spawn(move || {
-            // Nobody listens any more where the test has failed.
-            tell.send(session.query(&sql).map(drop)).ok();
+            let answer = session.query(&sql).map(drop);
+            // An answer that is taken back at once is none. Nobody listens any more where the test has failed.
+            tell.send(answer.and_then(|()| session.query("SELECT 1").map(drop))).ok();
         });
         Ok(Pending(told))
     }
@@ -114,6 +115,38 @@ fn lossless_cancelled_wait_shows_no_row() {
             ensure!(sqlstate(&error).is_none_or(|state| state == "57P01"), "it failed otherwise: {error:#}");
         }
         cluster.wait_healthy(A_MINUTE).map(drop)
+    });
+}
+
+/// A timeout cancels the statement that it is for, and no commit that has been made: neither in its answer nor after it.
+#[test]
+fn lossless_timeouts_fail_no_commit() {
+    run("lossless_timeouts_fail_no_commit", builder(), &expected(), |cluster, _| {
+        let leader = cluster.leader()?;
+        leader.query("CREATE TABLE t (n int)")?;
+        leader.query("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'one'")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        let senders = leader.freeze_walsenders()?;
+        let pending = Pending::start(leader, "SET statement_timeout = '50ms'", "COMMIT PREPARED 'one'")?;
+        waiting_pid(leader)?;
+        pending.expect_unanswered()?;
+        thaw(&senders)?;
+        pending.answer()?;
+
+        // The second NOTIFY waits for the lock that the first one's commit has.
+        let senders = leader.freeze_walsenders()?;
+        let notify = "BEGIN; INSERT INTO t VALUES (2); NOTIFY t; COMMIT";
+        let first = Pending::start(leader, "", notify)?;
+        waiting_pid(leader)?;
+        let second = Pending::start(leader, "SET lock_timeout = '50ms'", notify)?;
+        let locked = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+        wait_until("a commit that waits for another", TEN_SECONDS, || leader.value(locked))?;
+        second.expect_unanswered()?;
+        thaw(&senders)?;
+        first.answer()?;
+        second.answer()?;
+        ensure!(leader.value(VISIBLE)? == "3", "{} rows", leader.value(VISIBLE)?);
+        Ok(())
     });
 }
 
@@ -280,6 +313,27 @@ fn lossless_change_waits_until_the_server_has_read_it() {
         })?;
         change.expect_unanswered()?;
         process::signal(agent, Signal::CONT)?;
+        change.answer()
+    });
+}
+
+/// PostgreSQL has commits wait for standbys once its checkpointer has read that there are any: not before is the change
+/// done that says so.
+#[test]
+fn lossless_change_waits_until_the_checkpointer_has_read_it() {
+    let name = "lossless_change_waits_until_the_checkpointer_has_read_it";
+    run(name, Cluster::builder(), &expected(), |cluster, _| {
+        let leader = cluster.wait_healthy(TEN_SECONDS)?;
+        let checkpointer = wait_process(leader, "checkpointer", TEN_SECONDS)?.pid;
+        process::signal(checkpointer, Signal::STOP)?;
+        let change = Pending::start_in("biha_db", leader, "", "SELECT biha.set_sync_standbys(1)")?;
+        wait_until("synchronous standbys", TEN_SECONDS, || {
+            let sql = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'";
+            ensure!(leader.value(sql)? == "2", "there are none");
+            Ok(())
+        })?;
+        change.expect_unanswered()?;
+        process::signal(checkpointer, Signal::CONT)?;
         change.answer()
     });
 }

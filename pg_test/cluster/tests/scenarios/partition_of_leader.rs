@@ -1,13 +1,20 @@
 //! The leader is cut off from the other nodes but not from its clients: it must stop confirming before the
 //! new leader starts, and rejoin when the partition heals.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use biha_cluster_tests::client::Session;
 use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::network::Network;
 use biha_cluster_tests::oracle::{Load, Oracle};
+use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{judge, run};
 use biha_cluster_tests::wait::wait_until;
 
@@ -76,5 +83,52 @@ fn follower_cut_off_from_leader_does_not_disturb() {
         let record = oracle.stop()?;
         figures.time("longest pause", record.outage(fault));
         judge(cluster, &record)?.expect_nothing_lost()
+    });
+}
+
+/// PostgreSQL deletes the files of what was dropped after the commit and before the answer, and that may take longer than
+/// the lease.
+#[test]
+fn a_leader_that_was_cut_off_while_it_deletes_files_confirms_nothing() {
+    let name = "a_leader_that_was_cut_off_while_it_deletes_files_confirms_nothing";
+    if !Disk::possible() {
+        return eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+    }
+    let builder = Cluster::builder().network(Network::Namespaces).setting("allow_in_place_tablespaces", "on");
+    let mut lines = failover_lines();
+    lines.push(expect(
+        "unexpected directory entry * found in pg_tblspc",
+        "so PostgreSQL calls such a tablespace",
+    ));
+    run(name, builder, &lines, |cluster, _| {
+        let old = cluster.leader()?;
+        old.query("CREATE TABLESPACE slow LOCATION ''")?;
+        let disk = Disk::create(&cluster.directory.join("slow"))?;
+        let number = old.value("SELECT oid FROM pg_tablespace WHERE spcname = 'slow'")?;
+        let (place, away) = (old.data.join("pg_tblspc").join(&number), disk.mount.join(&number));
+        run_program(Command::new("cp").arg("-a").args([&place, &away]))?;
+        fs::remove_dir_all(&place)?;
+        symlink(&away, &place)?;
+        old.query("CREATE TABLE t TABLESPACE slow AS SELECT generate_series(1, 1000)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        disk.hang()?;
+        let session = Session::open(&old.address, "postgres", A_MINUTE)?;
+        let answer = thread::scope(|scope| {
+            let dropped = scope.spawn(move || session.query("DROP TABLE t"));
+            wait_until("the table to be dropped", TEN_SECONDS, || {
+                ensure!(
+                    old.value("SELECT count(*) FROM pg_class WHERE relname = 't'")? == "0",
+                    "it is there"
+                );
+                Ok(())
+            })?;
+            cluster.partition(old.id)?;
+            cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
+            ensure!(!dropped.is_finished(), "the files are deleted already");
+            disk.thaw();
+            dropped.join().ok().context("the client panicked")
+        })?;
+        ensure!(answer.is_err(), "a leader that is none confirmed a commit");
+        old.kill_all()
     });
 }
