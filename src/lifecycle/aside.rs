@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// What PostgreSQL itself keeps in a data directory. Everything else is the node's own.
@@ -182,6 +182,19 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Bytes that a file or a whole directory takes on its disk; 0 if there is none.
+pub fn size(path: &Path) -> io::Result<u64> {
+    let metadata = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other?,
+    };
+    let own = metadata.blocks() * 512;
+    if !metadata.is_dir() {
+        return Ok(own);
+    }
+    entries(path)?.into_iter().try_fold(own, |sum, name| Ok(sum + size(&path.join(name))?))
 }
 
 /// Copies a file, a link or a whole directory, with permissions, durably but for the entry in `to`'s parent.

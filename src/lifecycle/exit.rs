@@ -70,8 +70,14 @@ pub fn run(life: &Life, code: i32) {
 /// Rewinds, or where that breaks off and it is allowed, makes a new copy. Returns whether the operator wants the server
 /// to stop.
 fn rewind(source: &str) -> bool {
-    let (text, kept) = match rewind::run(source) {
+    let (text, hint) = match rewind::run(source) {
         Outcome::Whole { stop } => return stop,
+        Outcome::Shut { text, mode } => {
+            let hint = format!(
+                "The data directory is as it was but for its mode. Set that to {mode:04o} and start the server."
+            );
+            (text, hint)
+        }
         Outcome::Broken { text, stop, .. } if stub::is_here() => {
             exit_log(
                 &format!("the rewind of this node broke off: {text}"),
@@ -79,13 +85,15 @@ fn rewind(source: &str) -> bool {
             );
             return stop || copy_instead(source);
         }
-        Outcome::Broken { text, kept, .. } => (text, kept),
+        Outcome::Broken { text, kept, .. } => {
+            let hint = format!(
+                "The data directory cannot be started any more. Empty it and make a new copy of the leader with \
+                 bihactl add. This node's own files are kept in \"{}\".",
+                kept.display()
+            );
+            (text, hint)
+        }
     };
-    let hint = format!(
-        "The data directory cannot be started any more. Empty it and make a new copy of the leader with bihactl \
-         add. This node's own files are kept in \"{}\".",
-        kept.display()
-    );
     exit_log(&format!("the rewind of this node broke off: {text}"), Some(&hint));
     give_up();
 }
@@ -105,8 +113,8 @@ fn copy_instead(source: &str) -> bool {
     match reclone::after_rewind(source) {
         Ok(()) => false,
         Err(Failure::Stopped) => true,
-        Err(Failure::Failed(text)) => {
-            exit_log(&format!("the re-clone failed: {text}"), None);
+        Err(Failure::Failed(why)) => {
+            exit_log(&format!("the re-clone failed: {}", why.text), None);
             false
         }
     }

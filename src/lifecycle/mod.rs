@@ -18,6 +18,7 @@ mod reclone;
 mod reexec;
 mod report;
 mod rewind;
+mod said;
 mod signals;
 mod source;
 mod start;
@@ -25,6 +26,7 @@ mod stub;
 mod swap;
 mod unwritten;
 
+use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -189,6 +191,11 @@ fn report(level: PgLogLevel, text: String, hint: Option<&str>) {
         report = report.set_hint(hint.to_string());
     }
     report.report(level);
+}
+
+/// Tells of something that went wrong and stops nothing.
+fn warn(what: &str, error: &io::Error) {
+    report(PgLogLevel::WARNING, format!("could not {what}: {error}"), None);
 }
 
 /// Writes to the server's log from an exiting postmaster.

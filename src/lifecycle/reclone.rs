@@ -13,16 +13,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use biha_core::{Hindrance, HistoryEntry, Lsn, Mended, Position, Timeline, TimelineEntry};
+use biha_core::{HistoryEntry, Lsn, Mended, Position, Timeline, TimelineEntry};
 use biha_io::StateFiles;
-use pgrx::PgLogLevel;
 
 use super::keep::Kept;
-use super::report::is_of_connection;
+use super::report::of_own_disk;
 use super::signals::STOPS;
-use super::source::{Failure, Source};
+use super::source::{Facts, Failure, Source};
 use super::swap::{self, Place};
-use super::{aside, exit_log, keep, report, rewind, start};
+use super::{aside, exit_log, keep, rewind, start, warn};
 use crate::agent::history;
 use crate::paths;
 use crate::pg::{control, signal};
@@ -43,20 +42,18 @@ struct Old<'a> {
 /// ends there, by a copy of the one at `source`, a conninfo of keywords and values. Returns whether the operator wants
 /// the server to stop.
 pub fn run(source: &str, end: Position) -> bool {
-    let failed = |e| Failure::Failed(format!("could not find the data directory: {e}"));
-    let result = fs::canonicalize(".").and_then(|data| Ok((mode(&data)?, data))).map_err(failed);
-    let result = result.and_then(|(mode, data)| {
+    let found = fs::canonicalize(".").and_then(|data| Ok((mode(&data)?, data)));
+    let found = found.map_err(|e| of_own_disk("find the data directory", &e).into());
+    let result = found.and_then(|(mode, data)| {
         replace(&data, &Old { own: &data, mode, end: Some(end) }, &Source { conninfo: source })
     });
     match result {
         Ok(()) => false,
         Err(Failure::Stopped) => true,
-        Err(Failure::Failed(text)) => {
-            exit_log(&format!("the re-clone failed, and the data directory is as it was: {text}"), None);
-            let passing = is_of_connection(&text);
-            if let Err(error) = rewind::note_in(".".as_ref(), Err(&Hindrance { text, passing })) {
-                warn("note what came of the re-clone", &error);
-            }
+        Err(Failure::Failed(why)) => {
+            let text = format!("the re-clone failed, and the data directory is as it was: {}", why.text);
+            exit_log(&text, None);
+            rewind::note(".".as_ref(), Err(&why));
             false
         }
     }
@@ -64,12 +61,23 @@ pub fn run(source: &str, end: Position) -> bool {
 
 /// [`run`] where a rewind was cut short, and a stub stands in for the data directory.
 pub fn after_rewind(source: &str) -> Result<(), Failure> {
-    let text = |e| format!("could not prepare a copy: {e}");
-    let data = fs::canonicalize(".").map_err(text)?;
-    let mode = mode(&data).map_err(text)?;
-    // What the rewind left of the data takes the place that the copy needs.
-    aside::remove(&rewind::sibling(&data)).map_err(text)?;
-    replace(&data, &Old { own: &data, mode, end: None }, &Source { conninfo: source })
+    let data = fs::canonicalize(".").map_err(|e| of_own_disk("find the data directory", &e))?;
+    let mode = mode(&data).map_err(|e| of_own_disk("find the data directory", &e))?;
+    let source = Source { conninfo: source };
+    make_room(&source.ask()?, &data, &rewind::sibling(&data))?;
+    replace(&data, &Old { own: &data, mode, end: None }, &source)
+}
+
+/// Removes what a rewind has left of the data if the copy needs its place, and only if it is enough. It may be the last of
+/// this database that there is; else the first start of the copy removes it.
+fn make_room(leader: &Facts, data: &Path, left: &Path) -> Result<(), Failure> {
+    let room = free(data)?;
+    if leader.check(room).is_err() {
+        let size = aside::size(left).map_err(|e| of_own_disk("see how much room the rewind has left", &e))?;
+        leader.check(room.saturating_add(size))?;
+        aside::remove(left).map_err(|e| of_own_disk("remove what the rewind has left", &e))?;
+    }
+    Ok(())
 }
 
 /// Removes what a re-clone has left that was cut short, and finishes what is left to do of one that was not. At each start.
@@ -88,14 +96,13 @@ pub fn tidy() {
 
 fn replace(data: &Path, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure> {
     if rewind::has_tablespaces(data) {
-        return Err(Failure::Failed("this node has tablespaces, which a re-clone does not copy".into()));
+        return Err("this node has tablespaces, which a re-clone does not copy".to_string().into());
     }
-    let place = Place::of(data).map_err(|e| format!("could not find the WAL: {e}"))?;
-    place.clear().map_err(|e| format!("could not remove what an earlier re-clone has left: {e}"))?;
+    let place = Place::of(data).map_err(|e| of_own_disk("find the WAL", &e))?;
+    place.clear().map_err(|e| of_own_disk("remove what an earlier re-clone has left", &e))?;
     place.check()?;
-    let made = make(&place, old, source).and_then(|()| {
-        place.exchange().map_err(|e| Failure::Failed(format!("could not exchange the data directories: {e}")))
-    });
+    let made = make(&place, old, source)
+        .and_then(|()| place.exchange().map_err(|e| of_own_disk("exchange the data directories", &e).into()));
     if made.is_ok() {
         exit_log("the data directory was replaced by a copy of the leader's", None);
         if let Err(error) = swap::enter(&place.data) {
@@ -123,7 +130,8 @@ fn make(place: &Place, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure
         Some(end) => keep_lost_wal(&place.data, end, new, timeline)?,
         None => None,
     };
-    let text = |e| Failure::Failed(format!("could not put this node's own files into the copy: {e}"));
+    // Room for them was to be there, as for the copy: it is not made again and again.
+    let text = |e| Failure::from(format!("could not put this node's own files into the copy: {e}"));
     let done = go_on().and_then(|()| complete(place, old).map_err(text)).and_then(|()| go_on());
     if done.is_err()
         && let Some(Err(error)) = kept.as_ref().map(Kept::discard)
@@ -230,10 +238,6 @@ fn fork(own: &[HistoryEntry], end: Lsn, leader: &[HistoryEntry]) -> Option<Posit
     let left = [own, leader].iter().filter_map(|history| history.get(common)).map(|next| next.fork).min()?;
     let timeline = own.get(common.saturating_sub(1))?.timeline;
     (end > left).then_some(Position { timeline, lsn: left })
-}
-
-fn warn(what: &str, error: &io::Error) {
-    report(PgLogLevel::WARNING, format!("could not {what}: {error}"), None);
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
-//! What pg_rewind found, and what its end means for the data directory, read from its own words.
+//! What pg_rewind found, and what its end means for the data directory, read from its own words. And what may pass of
+//! all that hinders.
+
+use std::io;
 
 use biha_core::{Hindrance, Lsn, Position};
 
@@ -72,6 +75,12 @@ impl Ending {
     }
 }
 
+/// What this node's own disks hinder is for the operator to see to. But a full one may have room in a while.
+pub fn of_own_disk(doing: &str, error: &io::Error) -> Hindrance {
+    let passing = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    Hindrance { text: format!("could not {doing}: {error}"), passing }
+}
+
 /// Does a program complain of its connection to a server? All of libpq's words for that have this one in common, and so
 /// have the server's own (fe-connect.c, fe-secure.c, postgres.c:ProcessInterrupts).
 pub fn is_of_connection(complaint: &str) -> bool {
@@ -117,7 +126,9 @@ pub fn verdict(ending: &Ending) -> Verdict {
                 .into(),
             passing: false,
         }),
-        (true, false) => Verdict::NotNeeded,
+        (true, false) if ending.log.contains("no rewind required") => Verdict::NotNeeded,
+        // What is not known to be untouched is not started.
+        (true, false) => Verdict::Broken("pg_rewind did not say what it has done".into()),
         (false, true) => Verdict::Broken(ending.reason()),
         (false, false) if ending.stop => Verdict::Stopped,
         (false, false) => Verdict::Failed(ending.hindrance()),
@@ -163,6 +174,7 @@ mod tests {
         let log = "pg_rewind: source and target cluster are on the same timeline\n\
                    pg_rewind: no rewind required\n";
         assert!(matches!(verdict(&ending(log, true)), Verdict::Failed(_)));
+        assert!(matches!(verdict(&ending("pg_rewind: connected to server\n", true)), Verdict::Broken(_)));
     }
 
     #[test]
@@ -185,6 +197,16 @@ mod tests {
         assert!(!passes(&ending("", false)));
         assert!(passes(&Ending { killed: true, ..ending("", false) }));
         assert!(passes(&Ending::not_started("could not start pg_rewind: Out of memory".into())));
+    }
+
+    #[test]
+    fn a_full_disk_may_have_room_in_a_while() {
+        for (kind, passing) in [(io::ErrorKind::StorageFull, true), (io::ErrorKind::PermissionDenied, false)]
+        {
+            let why = of_own_disk("make a directory", &kind.into());
+            assert_eq!(why.passing, passing, "{why:?}");
+            assert!(why.text.starts_with("could not make a directory: "), "{why:?}");
+        }
     }
 
     #[test]

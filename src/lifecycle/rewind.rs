@@ -5,7 +5,7 @@
 //! whole: PostgreSQL refuses to start on that, and it outlasts a power failure. Whoever finds it must take a
 //! new base backup: the operator, or, with `biha.autoreclone`, the stub that stands in its place ([`super::stub`]).
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -20,8 +20,9 @@ use super::aside::{self, Aside, sync_directory};
 use super::child::{Running, Tick};
 use super::keep::{self, Kept};
 use super::newest::{Shown, View};
-use super::report::{self, Ending, Verdict, verdict};
-use super::{stub, swap};
+use super::report::{self, Ending, Verdict, of_own_disk, verdict};
+use super::said::Said;
+use super::{stub, swap, warn};
 use crate::pg::{control, exec, postmaster};
 use crate::{guc, paths};
 
@@ -55,6 +56,13 @@ pub enum Outcome {
         kept: PathBuf,
         /// The operator wants the server to stop.
         stop: bool,
+    },
+    /// As it was, but closed.
+    Shut {
+        /// What happened.
+        text: String,
+        /// The mode that it had.
+        mode: u32,
     },
 }
 
@@ -132,8 +140,8 @@ fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<Hindrance>> {
     if !keep::is_wanted() {
         return Ok(None);
     }
-    let data = fs::canonicalize(".").map_err(|e| Some(lasting("find the data directory", &e)))?;
-    let found = find_fork(&data, source).map_err(|e| Some(lasting("watch pg_rewind", &e)))?;
+    let data = fs::canonicalize(".").map_err(|e| Some(of_own_disk("find the data directory", &e)))?;
+    let found = find_fork(&data, source).map_err(|e| Some(of_own_disk("watch pg_rewind", &e)))?;
     let fork = match found {
         Ok(fork) => fork,
         Err(ending) if ending.stop => return Err(None),
@@ -148,17 +156,16 @@ fn keep_lost_wal(source: &str) -> Result<Option<Kept>, Option<Hindrance>> {
 /// Has pg_rewind, which changes nothing meanwhile, say where this node's WAL left the source's: the source's history is
 /// not at hand here.
 fn find_fork(data: &Path, source: &str) -> io::Result<Result<Position, Ending>> {
-    let log = File::create(paths::REWIND_LOG)?;
+    let said = Said::shown_in(paths::REWIND_LOG.as_ref())?;
     let view = View::of(data)?;
-    let mut command = pg_rewind(view.path(), source, &log)?;
+    let mut command = pg_rewind(view.path(), source, &said)?;
     command.arg("--dry-run");
     let running = match Running::start(command) {
         Ok(running) => running,
         Err(error) => return Ok(Err(Ending::not_started(format!("could not start pg_rewind: {error}")))),
     };
-    let read_log = || fs::read_to_string(paths::REWIND_LOG).unwrap_or_default();
-    let ending = watch(running, read_log, |signal, _| {
-        let known = report::fork(&read_log()).map(|_| "the fork is known");
+    let ending = watch(running, &said, |signal, _| {
+        let known = report::fork(&said.text()?).map(|_| "the fork is known");
         Ok(signal.map(|_| "the server was stopped").or(known))
     })?;
     Ok(report::fork(&ending.log).filter(|_| !ending.stop).ok_or(ending))
@@ -167,18 +174,20 @@ fn find_fork(data: &Path, source: &str) -> io::Result<Result<Position, Ending>> 
 /// Rewinds once nothing more can be kept.
 fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
     let mut stub = guc::AUTORECLONE.get() && !has_tablespaces(".".as_ref());
-    // A stub that stands in for the directory keeps it from being started; until then it is whole.
-    let closed = Closed::here().and_then(|here| if stub { Ok(()) } else { here.close() }.map(|()| here));
-    let mut closed = match closed {
+    let mut closed = match Closed::here() {
         Ok(closed) => closed,
-        Err(error) => return not_begun(None, &lasting("close the data directory", &error)),
+        Err(error) => return not_begun(None, &of_own_disk("find the data directory", &error)),
     };
+    // A stub that stands in for the directory keeps it from being started; until then it is whole.
+    if let Some(error) = if stub { None } else { closed.close().err() } {
+        return not_begun(Some(&closed), &of_own_disk("close the data directory", &error));
+    }
     let (data, sibling) = (closed.path.clone(), sibling(&closed.path));
     let mut aside = match Aside::put(&closed.path, &sibling, log_directory(&closed.path).as_deref()) {
         Ok(aside) => aside,
         Err(error) => {
             let doing = format!("keep this node's files in \"{}\"", sibling.display());
-            return not_begun(Some(&closed), &lasting(&doing, &error));
+            return not_begun(Some(&closed), &of_own_disk(&doing, &error));
         }
     };
     stub = stub && stand_in(&data, &sibling, &closed);
@@ -196,21 +205,23 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
         Err(error) => return broken(format!("could not watch pg_rewind: {error}"), false),
     };
     let stop = ending.stop;
-    let note = |result| note_in(&closed.path, result);
-    let finished = match verdict(&ending) {
+    let unchanged = || unchanged(&closed, &aside, stub, kept);
+    let (finished, result) = match verdict(&ending) {
         Verdict::Broken(text) => return broken(text, stop),
         Verdict::Rewound => {
             if let Some(text) = kept.and_then(|kept| kept.gap(report::fork(&ending.log)?)) {
                 super::report(PgLogLevel::WARNING, text, None);
             }
-            sync_data(&closed.path)
-                .and_then(|()| if stub { aside.copy_back() } else { aside.bring_back() })
-                .and_then(|()| note(Ok(Mended::Rewound)))
+            let back = || if stub { aside.copy_back() } else { aside.bring_back() };
+            (sync_data(&closed.path).and_then(|()| back()), Some(Ok(Mended::Rewound)))
         }
-        Verdict::NotNeeded => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Ok(Mended::Rewound))),
-        Verdict::Failed(why) => unchanged(&closed, &aside, stub, kept).and_then(|()| note(Err(&why))),
-        Verdict::Stopped => unchanged(&closed, &aside, stub, kept),
+        Verdict::NotNeeded => (unchanged(), Some(Ok(Mended::Rewound))),
+        Verdict::Failed(why) => (unchanged(), Some(Err(why))),
+        Verdict::Stopped => (unchanged(), None),
     };
+    if let (Ok(()), Some(result)) = (&finished, result) {
+        note(&closed.path, result.as_ref().copied());
+    }
     let opened = finished.and_then(|()| closed.open());
     match opened.and_then(|()| if stub { give_way(&data, &sibling) } else { Ok(()) }) {
         Ok(()) => Outcome::Whole { stop },
@@ -240,9 +251,9 @@ fn stand_in(data: &Path, own: &Path, closed: &Closed) -> bool {
 fn give_way(data: &Path, whole: &Path) -> io::Result<()> {
     swap::exchange(whole, data)?;
     // The stub is at the other place now. What remains of it the next start removes.
-    if let Err(error) = swap::enter(data).and_then(|()| aside::remove(whole)) {
-        super::report(PgLogLevel::WARNING, format!("could not remove what the rewind left: {error}"), None);
-    }
+    swap::enter(data)
+        .and_then(|()| aside::remove(whole))
+        .unwrap_or_else(|error| warn("remove what the rewind left", &error));
     Ok(())
 }
 
@@ -256,25 +267,21 @@ pub fn sync_data(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What this node's own disk hinders is for the operator to see to.
-fn lasting(doing: &str, error: &io::Error) -> Hindrance {
-    Hindrance { text: format!("could not {doing}: {error}"), passing: false }
-}
-
 /// Nothing was changed, and no pg_rewind has run.
 fn not_begun(closed: Option<&Closed>, why: &Hindrance) -> Outcome {
-    let opened = match closed {
-        Some(closed) => closed.open(),
-        None => Ok(()),
-    };
-    match opened.and_then(|()| note_in(".".as_ref(), Err(why))) {
-        Ok(()) => Outcome::Whole { stop: false },
-        Err(error) => Outcome::Broken {
-            text: format!("{}; {error}", why.text),
-            kept: closed.map(|c| c.path.clone()).unwrap_or_default(),
-            stop: false,
-        },
+    if let Some(closed) = closed
+        && let Err(error) = closed.open()
+    {
+        let text = format!("{}; could not open the data directory: {error}", why.text);
+        return Outcome::Shut { text, mode: closed.mode };
     }
+    note(".".as_ref(), Err(why));
+    Outcome::Whole { stop: false }
+}
+
+/// Writes what came of a rewind or a re-clone, as far as the disk lets it: without, it is asked for again.
+pub fn note(data: &Path, result: Result<Mended, &Hindrance>) {
+    note_in(data, result).unwrap_or_else(|error| warn("note what came of this node's repair", &error));
 }
 
 /// Writes what came of a rewind or a re-clone for the next start of this data directory to read.
@@ -313,14 +320,21 @@ pub fn forget_result() -> io::Result<()> {
     }
 }
 
-/// pg_rewind changed nothing: everything stays where it is, and its log is kept. So nothing was lost, either.
+/// pg_rewind changed nothing: everything stays where it is, and its log is kept. So nothing was lost, either. An error is
+/// one of the data; the rest is tried.
 fn unchanged(closed: &Closed, aside: &Aside, stub: bool, kept: Option<&Kept>) -> io::Result<()> {
     if let Some(Err(error)) = kept.map(Kept::discard) {
-        super::report(PgLogLevel::WARNING, format!("could not remove the WAL that was kept: {error}"), None);
+        warn("remove the WAL that was kept", &error);
     }
     closed.shown.as_ref().map_or(Ok(()), |shown| shown.take_back(&closed.path))?;
-    fs::copy(aside.directory().join(paths::REWIND_LOG), closed.path.join(paths::REWIND_LOG))?;
-    if stub { aside.return_moved() } else { aside.give_up() }
+    if let Err(error) =
+        fs::copy(aside.directory().join(paths::REWIND_LOG), closed.path.join(paths::REWIND_LOG))
+    {
+        warn("keep the log of pg_rewind", &error);
+    }
+    let back = if stub { aside.return_moved() } else { aside.give_up() };
+    back.unwrap_or_else(|error| warn("bring the server's log back", &error));
+    Ok(())
 }
 
 /// The server's log directory, if it is in the data directory: the name of the entry that holds it.
@@ -332,24 +346,21 @@ pub fn log_directory(data: &Path) -> Option<PathBuf> {
 
 /// Runs pg_rewind to its end, or to an end that an operator's stop or its own standstill makes necessary.
 fn rewind(closed: &mut Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
-    let log_path = aside.directory().join(paths::REWIND_LOG);
-    let log = File::create(&log_path)?;
     if let Err(error) = closed.show(aside) {
         return Ok(Ending::not_started(format!("could not prepare the control file: {error}")));
     }
-    let read_log = || fs::read_to_string(&log_path).unwrap_or_default();
-    let running = match Running::start(rewinding(closed, source, &log)?) {
-        Ok(running) => running,
-        Err(error) => {
-            return Ok(Ending::not_started(format!("could not start pg_rewind: {error}")));
-        }
+    let begun = Said::shown_in(&aside.directory().join(paths::REWIND_LOG))
+        .and_then(|said| Ok((Running::start(rewinding(closed, source, &said)?)?, said)));
+    let (running, said) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return Ok(Ending::not_started(format!("could not start pg_rewind: {error}"))),
     };
-    watch(running, read_log, |signal, stop| {
+    watch(running, &said, |signal, stop| {
         // The next look tries again, and the directory is not opened without.
         let _ = closed.keep_pid_file();
         Ok(if signal == Some(libc::SIGQUIT) {
             Some("the server was stopped in immediate mode")
-        } else if stop && !Ending::changes_begun(&read_log()) {
+        } else if stop && !Ending::changes_begun(&said.text()?) {
             Some("the server was stopped")
         } else {
             None
@@ -361,13 +372,14 @@ fn rewind(closed: &mut Closed, aside: &Aside, source: &str) -> io::Result<Ending
 /// what it returns is why pg_rewind is killed now. One that stands still is killed, too.
 fn watch(
     mut running: Running,
-    read_log: impl Fn() -> String,
+    said: &Said,
     enough: impl Fn(Option<i32>, bool) -> io::Result<Option<&'static str>>,
 ) -> io::Result<Ending> {
     let mut stop = false;
     loop {
+        said.show();
         let (signal, idle) = match running.tick()? {
-            Tick::Ended(status) => return Ok(ending(read_log(), status, stop, None)),
+            Tick::Ended(status) => return ending(said, status, stop, None),
             Tick::Running { stop, idle } => (stop, idle),
         };
         stop |= signal.is_some();
@@ -377,28 +389,30 @@ fn watch(
         }
         if given_up.is_some() {
             let status = running.kill()?;
-            return Ok(ending(read_log(), status, stop, given_up));
+            return ending(said, status, stop, given_up);
         }
     }
 }
 
-fn ending(log: String, status: ExitStatus, stop: bool, given_up: Option<String>) -> Ending {
+fn ending(said: &Said, status: ExitStatus, stop: bool, given_up: Option<String>) -> io::Result<Ending> {
+    said.show();
     let killed = matches!(status.signal(), Some(libc::SIGKILL | libc::SIGTERM));
-    Ending { log, success: status.success(), status: status.to_string(), killed, stop, given_up }
+    let (log, success) = (said.text()?, status.success());
+    Ok(Ending { log, success, status: status.to_string(), killed, stop, given_up })
 }
 
 /// pg_rewind of a data directory against a source, but for what it is to do.
-fn pg_rewind(data: &Path, source: &str, log: &File) -> io::Result<Command> {
+fn pg_rewind(data: &Path, source: &str, said: &Said) -> io::Result<Command> {
     let mut command = Command::new(postmaster::executable().with_file_name("pg_rewind"));
     command.arg("--target-pgdata").arg(data);
     command.arg("--source-server").arg(format!("{CONNECTION} {source}"));
     command.arg("--no-ensure-shutdown");
-    quiet(&mut command).stdout(log.try_clone()?).stderr(log.try_clone()?);
+    said.listen_to(quiet(&mut command))?;
     Ok(command)
 }
 
-fn rewinding(closed: &Closed, source: &str, log: &File) -> io::Result<Command> {
-    let mut command = pg_rewind(&closed.path, source, log)?;
+fn rewinding(closed: &Closed, source: &str, said: &Said) -> io::Result<Command> {
+    let mut command = pg_rewind(&closed.path, source, said)?;
     // --progress says when the first change is about to be made.
     // It syncs file by file, which takes seconds; what it wrote is synced at once afterwards.
     command.args(["--no-sync", "--progress"]);

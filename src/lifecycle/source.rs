@@ -7,8 +7,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use biha_core::Hindrance;
+
 use super::child::{End, Running};
-use super::report::complaints;
+use super::report::{complaints, is_of_connection, of_own_disk};
 use crate::agent::receiver::node_name;
 use crate::pg::postmaster;
 use crate::{guc, paths};
@@ -27,12 +29,20 @@ pub enum Failure {
     /// The operator stops the server.
     Stopped,
     /// For this reason.
-    Failed(String),
+    Failed(Hindrance),
 }
 
+impl From<Hindrance> for Failure {
+    fn from(why: Hindrance) -> Self {
+        Failure::Failed(why)
+    }
+}
+
+/// A program's complaint, or one of what it was to work on.
 impl From<String> for Failure {
     fn from(text: String) -> Self {
-        Failure::Failed(text)
+        let passing = is_of_connection(&text);
+        Hindrance { text, passing }.into()
     }
 }
 
@@ -57,23 +67,23 @@ impl Facts {
     }
 
     /// Can it be copied to where so many bytes are free?
-    pub fn check(&self, free: u64) -> Result<(), String> {
-        if self.in_recovery {
-            return Err("the source is not in production any more".into());
-        }
-        if self.tablespaces > 0 {
-            return Err(format!(
-                "the leader has {} tablespaces outside of its data directory, which a re-clone does not copy",
-                self.tablespaces
-            ));
-        }
-        if self.bytes > free {
-            return Err(format!(
-                "the leader's databases have {} bytes, and {free} are free beside the data directory",
-                self.bytes
-            ));
-        }
-        Ok(())
+    pub fn check(&self, free: u64) -> Result<(), Hindrance> {
+        let (text, passing) = if self.in_recovery {
+            ("the source is not in production any more".into(), false)
+        } else if self.tablespaces > 0 {
+            let count = self.tablespaces;
+            let what = "outside of its data directory, which a re-clone does not copy";
+            (format!("the leader has {count} tablespaces {what}"), false)
+        } else if self.bytes > free {
+            let bytes = self.bytes;
+            let text = format!(
+                "the leader's databases have {bytes} bytes, and {free} are free beside the data directory"
+            );
+            (text, true)
+        } else {
+            return Ok(());
+        };
+        Err(Hindrance { text, passing })
     }
 }
 
@@ -91,7 +101,7 @@ impl Source<'_> {
              (SELECT count(*) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')), \
              (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database)"
         )])?;
-        Facts::read(&log).ok_or_else(|| Failure::Failed(format!("psql gave no answer: {}", log.trim())))
+        Facts::read(&log).ok_or_else(|| Failure::from(format!("psql gave no answer: {}", log.trim())))
     }
 
     /// Makes this node's slot there fit for use: nobody else's WAL sender may hold it (one of a copy that was cut
@@ -152,18 +162,20 @@ fn program(name: &str) -> Command {
 
 /// Runs a program to its end: all that it said.
 fn run(mut command: Command, name: &str) -> Result<String, Failure> {
-    let failed = |what: &str, error: io::Error| Failure::Failed(format!("could not {what} {name}: {error}"));
-    let log = File::create(paths::RECLONE_LOG).map_err(|e| failed("log what is said by", e))?;
+    let failed = |what: &str, error: io::Error| Failure::from(format!("could not {what} {name}: {error}"));
+    let log = File::create(paths::RECLONE_LOG)
+        .map_err(|e| of_own_disk(&format!("log what is said by {name}"), &e))?;
     let output = log.try_clone().map_err(|e| failed("log what is said by", e))?;
     command.stdout(output).stderr(log);
     let running = Running::start_group(command).map_err(|e| failed("start", e))?;
     let end = running.wait(STALLED).map_err(|e| failed("watch", e))?;
-    let said = fs::read_to_string(paths::RECLONE_LOG).unwrap_or_default();
+    let said = fs::read(paths::RECLONE_LOG).unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
     match end {
-        End::Ended(status) if status.success() => Ok(said),
-        End::Ended(status) => Err(Failure::Failed(complaints(&said, name, &status.to_string()))),
+        End::Ended(status) if status.success() => Ok(said.into_owned()),
+        End::Ended(status) => Err(complaints(&said, name, &status.to_string()).into()),
         End::Stopped => Err(Failure::Stopped),
-        End::Stalled => Err(Failure::Failed(format!("{name} stood still for {} s", STALLED.as_secs()))),
+        End::Stalled => Err(Failure::from(format!("{name} stood still for {} s", STALLED.as_secs()))),
     }
 }
 
@@ -177,10 +189,11 @@ mod tests {
         let facts = Facts::read("a notice\nleader|f|0|1000\n").unwrap();
         assert_eq!(facts, Facts { in_recovery: false, tablespaces: 0, bytes: 1000 });
         facts.check(1000).unwrap();
-        assert!(facts.check(999).unwrap_err().contains("999 are free"));
+        let full = facts.check(999).unwrap_err();
+        assert!(full.text.contains("999 are free") && full.passing);
         for (answer, why) in [("leader|t|0|1", "not in production"), ("leader|f|2|1", "2 tablespaces")] {
-            let text = Facts::read(answer).unwrap().check(u64::MAX).unwrap_err();
-            assert!(text.contains(why), "{text}");
+            let found = Facts::read(answer).unwrap().check(u64::MAX).unwrap_err();
+            assert!(found.text.contains(why) && !found.passing, "{found:?}");
         }
         for nonsense in ["", "leader|f", "leader|f|x|1", "psql: error: no"] {
             assert_eq!(Facts::read(nonsense), None, "{nonsense}");

@@ -32,6 +32,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Makes a stub of `own`, a directory with this node's own files, and has it take the place of the data directory, which
 /// is at `own` then. After an error all is as it was.
 pub fn stand_in(data: &Path, own: &Path, mode: u32) -> io::Result<()> {
+    swap::is_one_piece(data)?;
     fill(data, own, mode).and_then(|()| swap::exchange(own, data)).inspect_err(|_| {
         // The error that counts is the first one; the next rewind removes the directory.
         let _ = empty(own);
@@ -69,13 +70,12 @@ pub fn resume(image: &Image) {
     signal::block_all();
     exit_log("a rewind of this node was cut short: copying the leader instead", None);
     for session in SESSIONS.into_iter().cycle() {
-        let copied =
-            leader(session).map_err(Failure::Failed).and_then(|leader| reclone::after_rewind(&leader));
+        let copied = leader(session).map_err(Failure::from).and_then(|leader| reclone::after_rewind(&leader));
         match copied {
             Ok(()) => break,
-            Err(Failure::Failed(text)) => {
+            Err(Failure::Failed(why)) => {
                 let hint = "It is tried again. The server starts when the leader has been copied.";
-                report(PgLogLevel::WARNING, format!("could not copy the leader: {text}"), Some(hint));
+                report(PgLogLevel::WARNING, format!("could not copy the leader: {}", why.text), Some(hint));
             }
             Err(Failure::Stopped) => postmaster::end(0),
         }

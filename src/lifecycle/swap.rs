@@ -10,9 +10,11 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use biha_core::Hindrance;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::aside::{remove, sync_directory};
+use super::report::of_own_disk;
 use crate::agent::history::DIR as WAL;
 use crate::paths;
 
@@ -44,11 +46,13 @@ impl Place {
     }
 
     /// Can it be done here? Tried on two empty directories, before anything large is copied.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), Hindrance> {
+        is_one_piece(&self.data).map_err(|error| {
+            of_own_disk(&format!("exchange \"{}\" for a copy", self.data.display()), &error)
+        })?;
         for old in [Some(&self.data), self.wal.as_ref()].into_iter().flatten() {
-            try_exchange(old).map_err(|error| {
-                format!("a directory cannot be made beside \"{}\" and take its place: {error}", old.display())
-            })?;
+            let doing = format!("make a directory beside \"{}\" that can take its place", old.display());
+            try_exchange(old).map_err(|error| of_own_disk(&doing, &error))?;
         }
         Ok(())
     }
@@ -89,6 +93,20 @@ fn without_suffix(path: &Path) -> Option<PathBuf> {
     path.to_str()?.strip_suffix(SUFFIX).map(PathBuf::from)
 }
 
+/// Does all of a data directory go with it when it takes another place? What is mounted in it would go along, and not
+/// come back at the next mount.
+pub fn is_one_piece(data: &Path) -> io::Result<()> {
+    let own = fs::metadata(data)?.dev();
+    for entry in fs::read_dir(data)? {
+        let path = entry?.path();
+        // What vanishes meanwhile is no mount.
+        if path.symlink_metadata().is_ok_and(|metadata| metadata.dev() != own) {
+            return Err(io::Error::other(format!("a file system is mounted at \"{}\"", path.display())));
+        }
+    }
+    Ok(())
+}
+
 fn try_exchange(old: &Path) -> io::Result<()> {
     let parent = old.parent().ok_or_else(|| io::Error::other("it is the root of all directories"))?;
     if fs::metadata(old)?.dev() != fs::metadata(parent)?.dev() {
@@ -118,6 +136,8 @@ fn settle_wal(data: &Path) -> io::Result<()> {
         if !old.is_symlink() {
             remove(&old)?;
             symlink(&new, &old)?;
+            // On another disk than pg_wal, which is about to lead here.
+            sync_parent(&old)?;
         }
         let temporary = data.join(paths::WAL_LINK);
         remove(&temporary)?;
@@ -185,6 +205,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mounted_in_it_is_not_moved_along() {
+        let (_world, place) = World::new(true);
+        is_one_piece(&place.data).unwrap();
+        let error = is_one_piece("/".as_ref()).unwrap_err().to_string();
+        assert!(error.contains("a file system is mounted at \"/"), "{error}");
+    }
+
+    #[test]
     fn what_was_not_exchanged_leaves_the_old() {
         for (linked, names) in [(false, vec!["data"]), (true, vec!["data", "wal"])] {
             let (world, place) = World::new(linked);
@@ -244,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_place_where_nothing_can_be_made_is_refused() {
-        let text = Place::of(Path::new("/proc")).unwrap().check().unwrap_err();
-        assert!(text.contains("a file system is mounted there"), "{text}");
+        let why = Place::of(Path::new("/proc")).unwrap().check().unwrap_err();
+        assert!(why.text.contains("a file system is mounted") && !why.passing, "{why:?}");
     }
 }

@@ -72,9 +72,11 @@ impl Disk {
             .map(drop)
     }
 
-    /// Leaves no room on it.
-    pub fn fill(&self) -> Result<()> {
+    /// Leaves so many bytes of room on it, whole blocks at most.
+    pub fn fill(&self, left: u64) -> Result<()> {
         let ballast = fs::File::create(self.mount.join(BALLAST))?;
+        // What was deleted is free when the file system has said so on its disk.
+        rustix::fs::syncfs(&ballast)?;
         let mut end = 0;
         // What is free changes meanwhile, and the ballast itself takes some.
         loop {
@@ -84,7 +86,9 @@ impl Disk {
                 piece /= 2;
             }
             if piece == 0 {
-                return Ok(());
+                // What failed has taken what there was.
+                let length = ballast.metadata()?.len();
+                return Ok(ballast.set_len(length.saturating_sub(left))?);
             }
             end += piece;
         }
@@ -245,7 +249,7 @@ mod tests {
         let mut file = fs::File::create(&path).unwrap();
         file.write_all(&[1; 4096]).unwrap();
         file.sync_all().unwrap();
-        disk.fill().unwrap();
+        disk.fill(0).unwrap();
         let full = file.write_all(&[2; 1 << 20]);
         assert_eq!(full.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
         disk.empty().unwrap();

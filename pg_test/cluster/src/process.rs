@@ -107,6 +107,12 @@ pub fn step_until(pid: i32, limit: Duration, is_now: impl Fn() -> bool) -> Resul
     }
 }
 
+/// What a living program has said on its standard error, if it speaks into a file.
+pub fn said(pid: i32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/fd/2")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// CPU time, from clock ticks.
 pub fn cpu_time(ticks: u64) -> Duration {
     Duration::from_millis(ticks * 10)

@@ -21,8 +21,6 @@ use crate::wait::wait_until;
 /// What a leader changes that is rewound, some 5 MB.
 const SHARED: &str = "CREATE TABLE IF NOT EXISTS shared AS
     SELECT n, repeat('x', 200) AS text FROM generate_series(1, 20000) n";
-/// What pg_rewind says.
-const REWIND_LOG: &str = "pg_biha/rewind.log";
 /// What the server says of a rewind that was killed, and for short.
 const SAID: [(&str, &str); 2] = [
     ("the data directory was replaced by a copy", "broke off, and it copied the leader"),
@@ -50,7 +48,7 @@ pub fn rewind_killed(cluster: &Cluster, leader: u32, fault: &Fault) -> Result<St
     let rewind = seen(old, if changed { REWIND } else { "pg_rewind" })?;
     let met = match rewind {
         None => "no pg_rewind was seen",
-        Some(pid) if changed && !stopped_when_changing(old, pid)? => "pg_rewind had ended",
+        Some(pid) if changed && !stopped_when_changing(pid)? => "pg_rewind had ended",
         Some(pid) => {
             process::signal(pid, Signal::KILL)?;
             if changed { "pg_rewind killed past return" } else { "pg_rewind killed at sight" }
@@ -72,13 +70,9 @@ pub fn past_return(fault: &Fault) -> bool {
     !fault.chance.is_multiple_of(4)
 }
 
-/// Leaves pg_rewind stopped once it has begun to change files; false if it ended before that was seen. Its log is beside the
-/// data directory then, or in the stub that has taken its place.
-fn stopped_when_changing(node: &Node, pid: i32) -> Result<bool> {
-    let logs = [&node.aside(), &node.data].map(|directory| directory.join(REWIND_LOG));
-    process::step_until(pid, LATER, || {
-        logs.iter().any(|log| fs::read_to_string(log).is_ok_and(|text| text.contains(CHANGES)))
-    })
+/// Leaves pg_rewind stopped once it has begun to change files; false if it ended before that was seen.
+fn stopped_when_changing(pid: i32) -> Result<bool> {
+    process::step_until(pid, LATER, || process::said(pid).contains(CHANGES))
 }
 
 /// A short-lived process; none if the node streams without it.

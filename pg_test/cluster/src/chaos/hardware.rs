@@ -17,7 +17,7 @@ pub fn disk(cluster: &Cluster, node: &Node, fault: &Fault) -> Result<Struck> {
     let watch = Watch::start(node);
     let remedy = match fault.kind {
         Kind::DiskFull => {
-            disk.fill()?;
+            disk.fill(0)?;
             Remedy::Room(id)
         }
         Kind::DiskRefuses => {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
 use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{CHANGES, Node, StopMode};
-use biha_cluster_tests::process::{self, RECLONE_SUFFIX, signal};
+use biha_cluster_tests::process::{self, RECLONE_SUFFIX, said, signal};
 use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::{wait_for, wait_until};
@@ -288,6 +288,8 @@ enum Cut {
     Postmaster,
     /// The same, and the only other node is a leader that takes no writes without this one.
     Alone,
+    /// The same, and all other nodes are down.
+    Deserted,
     /// An operator stops the server at once then.
     Stop,
 }
@@ -295,14 +297,16 @@ enum Cut {
 /// The old leader's rewind is cut short, and it comes back with the leader's data.
 fn rewind_cut_short(name: &str, cut: Cut) {
     let builder = Cluster::builder().setting("biha.autoreclone", "on");
-    run(name, builder, &lines(), |cluster, _| {
+    let mut lines = lines();
+    if cut == Cut::Deserted {
+        lines.push(expect("WARNING:  could not copy the leader: ", "nobody leads"));
+    }
+    run(name, builder, &lines, |cluster, _| {
         let (old, rewind, oracle) = begin_rewind(cluster)?;
-        let log = old.data.join("pg_biha/rewind.log");
-        let changes = || fs::read_to_string(&log).unwrap_or_default().contains(CHANGES);
         // The data is there while it is rewound; a copied configuration says that tables are.
         let configured =
             || fs::metadata(old.aside().join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
-        step_until(rewind, "tables are copied", || changes() && configured())?;
+        step_until(rewind, "tables are copied", || said(rewind).contains(CHANGES) && configured())?;
         let mark = old.log_mark();
         match cut {
             Cut::Program => signal(rewind, Signal::KILL)?,
@@ -316,6 +320,16 @@ fn rewind_cut_short(name: &str, cut: Cut) {
                 leader.wait_state(&["LEADER_RO"], TEN_SECONDS)?;
                 old.start()?;
                 third.start()?;
+            }
+            Cut::Deserted => {
+                old.kill_postmaster()?;
+                let others = cluster.others(old.id);
+                others.iter().try_for_each(|node| node.kill_all())?;
+                old.wait_gone(TEN_SECONDS)?;
+                old.start_unawaited()?;
+                old.wait_log(mark, "could not copy the leader: ", A_MINUTE)?;
+                ensure!(old.aside().join("PG_VERSION").exists(), "the only data there is was thrown away");
+                others.iter().try_for_each(|node| node.start())?;
             }
             Cut::Postmaster => {
                 old.kill_postmaster()?;
@@ -336,7 +350,7 @@ fn rewind_cut_short(name: &str, cut: Cut) {
         }
         let says = match cut {
             Cut::Program => "the rewind of this node broke off: pg_rewind ended with signal: 9",
-            Cut::Postmaster | Cut::Alone | Cut::Stop => {
+            Cut::Postmaster | Cut::Alone | Cut::Deserted | Cut::Stop => {
                 "a rewind of this node was cut short: copying the leader instead"
             }
         };
@@ -387,6 +401,12 @@ fn a_rewind_whose_postmaster_is_killed_becomes_a_copy() {
 #[test]
 fn a_rewind_whose_leader_needs_this_node_becomes_a_copy() {
     rewind_cut_short("a_rewind_whose_leader_needs_this_node_becomes_a_copy", Cut::Alone);
+}
+
+/// What the rewind has left may be the last of the database that there is.
+#[test]
+fn a_rewind_whose_leader_is_gone_keeps_its_data() {
+    rewind_cut_short("a_rewind_whose_leader_is_gone_keeps_its_data", Cut::Deserted);
 }
 
 #[test]

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::query;
 use biha_cluster_tests::cluster::Cluster;
+use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::node::{CHANGES, CLOSED, Node, REWIND};
 use biha_cluster_tests::oracle::{Load, Oracle};
-use biha_cluster_tests::process::signal;
+use biha_cluster_tests::process::{said, signal};
 use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{Figures, judge, run};
 use biha_cluster_tests::wait::wait_until;
@@ -24,6 +25,10 @@ use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, st
 const ROWS: u32 = 200_000;
 /// What a node says whose rewind did not come to anything.
 pub const HINDERED: &str = "REWIND: the rewind was hindered, and is tried again: ";
+/// Bytes of room on a disk where a server can start, and then free some more.
+const ENOUGH_TO_START: u64 = 512 << 10;
+/// Size in bytes of what needs more.
+const TOO_LARGE: u64 = 512 << 20;
 /// Where WAL is put out of the way, beside the data directories.
 const AWAY: &str = "away";
 
@@ -39,8 +44,8 @@ enum Moment {
 }
 
 impl Moment {
-    fn is_now(self, node: &Node) -> bool {
-        let said = fs::read_to_string(node.aside().join("pg_biha/rewind.log")).unwrap_or_default();
+    fn is_now(self, node: &Node, rewind: i32) -> bool {
+        let said = said(rewind);
         let configured = fs::metadata(node.data.join("postgresql.conf")).is_ok_and(|file| file.len() > 0);
         match self {
             Moment::Unchanged => !said.contains(CHANGES),
@@ -95,7 +100,7 @@ pub fn hinder_rewind(node: &Node) -> Result<()> {
 
 /// pg_rewind is stopped (SIGSTOP) at the moment.
 fn stop_at(node: &Node, rewind: i32, moment: Moment) -> Result<()> {
-    step_until(rewind, &format!("{moment:?}"), || moment.is_now(node))?;
+    step_until(rewind, &format!("{moment:?}"), || moment.is_now(node, rewind))?;
     ensure!(mode(node)? == CLOSED, "the data directory is open while it is rewound: {:o}", mode(node)?);
     // pg_rewind, which removes it, may just have done so.
     wait_until("postmaster.pid, put back", TEN_SECONDS, || node.postmaster().context("it is not there"))?;
@@ -208,6 +213,36 @@ fn the_source_of_a_rewind_is_killed() {
     });
 }
 
+/// A full disk is no error either, but waited out.
+#[test]
+fn a_rewind_that_has_no_room_is_tried_again() {
+    let name = "a_rewind_that_has_no_room_is_tried_again";
+    if !Disk::possible() {
+        return eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+    }
+    let mut lines = failover_lines();
+    lines.extend([
+        expect("WARNING:  could not keep the WAL that only this node has", "there is no room"),
+        expect("WARNING:  a disk takes no writes: No space left on device", "the full disk"),
+        expect("could not * No space left on device", "the full disk"),
+    ]);
+    run(name, Cluster::builder().disks(true), &lines, |cluster, figures| {
+        let (old, oracle) = diverge(cluster)?;
+        old.kill_all()?;
+        cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
+        // Of holes only, but not so its copy.
+        fs::File::create(old.data.join("operators.file"))?.set_len(TOO_LARGE)?;
+        let disk = cluster.disk(old.id)?;
+        disk.fill(ENOUGH_TO_START)?;
+        let mark = old.log_mark();
+        old.start_unawaited()?;
+        old.wait_log(mark, &format!("{HINDERED}could not keep this node's files in "), A_MINUTE)?;
+        disk.empty()?;
+        expect_tried_again(cluster, old, mark)?;
+        judge_others(cluster, oracle, figures)
+    });
+}
+
 /// What only the operator can mend is an error until it is mended.
 #[test]
 fn a_rewind_that_cannot_work_is_an_error() {
@@ -229,6 +264,28 @@ fn a_rewind_that_cannot_work_is_an_error() {
         }
         old.biha("SELECT biha.reset_node_error()")?;
         cluster.wait_healthy(A_MINUTE)?;
+        ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it was not rewound");
+        judge_others(cluster, oracle, figures)
+    });
+}
+
+/// It says things that are not UTF-8, as programs of other encodings do: pg_rewind's own words are understood all the same.
+#[test]
+fn a_rewind_takes_wal_from_the_archive() {
+    let name = "a_rewind_takes_wal_from_the_archive";
+    let mut lines = failover_lines();
+    lines.push(expect("WARNING:  could not keep the WAL that only this node has", "it is not there"));
+    run(name, Cluster::builder(), &lines, |cluster, figures| {
+        let (old, oracle) = diverge_without_wal(cluster)?;
+        let archive = cluster.directory.join(AWAY);
+        // The configuration file halves the backslashes.
+        let restore = format!(r#"printf "arr\\352t\\n" >&2; cp "{}/%f" "%p""#, archive.display());
+        old.append("postgresql.conf", &format!("restore_command = '{restore}'\n"))?;
+        old.start()?;
+        cluster.wait_healthy(A_MINUTE)?;
+        let said = fs::read(old.data.join("pg_biha/rewind.log"))?;
+        ensure!(String::from_utf8(said).is_err(), "the archive was not asked, or said nothing");
+        ensure!(old.value("SHOW biha.id")? == old.id.to_string(), "it has the files of another node");
         ensure!(old.value("SELECT count(*) FROM common WHERE n < 0")? == "0", "it was not rewound");
         judge_others(cluster, oracle, figures)
     });
