@@ -62,8 +62,7 @@ impl Work {
         }
         // The copied postgresql.conf includes the file that was just removed.
         files::replace(&pgdata.join(BIHA_CONF_FILE), self.conf.text().as_bytes(), SECRET)?;
-        let logs = pgdata.join(self.setting("log_directory")?);
-        if logs.starts_with(&pgdata) && logs != pgdata {
+        if let Some(logs) = own_directory(&pgdata, &self.setting("log_directory")?) {
             files::empty(&logs, false)?;
         }
         Ok(())
@@ -216,6 +215,14 @@ fn make_private_directory(path: &Path) -> Result<()> {
     Ok(files::sync_directory(path.parent().unwrap_or(Path::new("/")))?)
 }
 
+/// A directory that a setting names, if it is there and inside the data directory: ".." and links may lead to another
+/// server's.
+fn own_directory(pgdata: &Path, name: &str) -> Option<PathBuf> {
+    let directory = fs::canonicalize(pgdata.join(name)).ok()?;
+    let pgdata = fs::canonicalize(pgdata).ok()?;
+    (directory != pgdata && directory.starts_with(&pgdata)).then_some(directory)
+}
+
 /// Empties a data directory that this or an unfinished bihactl filled, with the tablespaces and the WAL
 /// directory that it links to.
 fn wipe(pgdata: &Path, itself: bool) -> Result<()> {
@@ -251,5 +258,25 @@ mod tests {
         wipe(&pgdata, true).expect("wiped");
         assert!(!pgdata.exists());
         assert_eq!(fs::read_dir(&space).expect("kept").count(), 0);
+    }
+
+    #[test]
+    fn what_leads_out_of_the_data_directory_is_not_its_own() {
+        let dir = tempfile::tempdir().expect("directory");
+        let base = fs::canonicalize(dir.path()).expect("there");
+        let pgdata = base.join("d");
+        for name in ["d/log", "d2", "pg_log"] {
+            fs::create_dir_all(base.join(name)).expect("made");
+        }
+        symlink(base.join("pg_log"), pgdata.join("out")).expect("link");
+        symlink(&pgdata, base.join("link")).expect("link");
+        let own = |name: &str| own_directory(&pgdata, name);
+        assert_eq!(own("log"), Some(pgdata.join("log")));
+        assert_eq!(own("../d/log"), Some(pgdata.join("log")));
+        assert_eq!(own_directory(&base.join("link"), "log"), Some(pgdata.join("log")));
+        let other = base.join("pg_log").display().to_string();
+        for name in ["../pg_log", "log/../../pg_log", &other, "out", "../d2", ".", "log/..", "missing"] {
+            assert_eq!(own(name), None, "{name}");
+        }
     }
 }
