@@ -203,6 +203,13 @@ pub fn convert(findings: &mut Findings, now: &ServerSettings, control: &Control,
             "Convert its primary with \"bihactl init --convert\", and this one with \"bihactl add --convert-standby\".",
         );
     }
+    // A stopped server runs once more with its own settings before it becomes a node.
+    if control.wal_level == "minimal" || now.get("wal_level") == "minimal" {
+        findings.error(
+            "the server's WAL is of wal_level minimal: no standby can start from it",
+            "Set wal_level = replica and restart the server (a stopped one: start it once), then repeat this.",
+        );
+    }
     if now.get("full_page_writes") == "off" {
         findings.error("full_page_writes is off", "pg_rewind needs it: turn it on.");
     }
@@ -300,6 +307,19 @@ mod tests {
         assert_eq!(texts(|f| convert(f, &settings, &control, true)).len(), 1);
         let control = Control { state: "shut down in recovery".into(), ..control };
         assert_eq!(texts(|f| convert(f, &settings, &control, false)).len(), 1);
+    }
+
+    #[test]
+    fn wal_that_no_standby_can_use_is_refused() {
+        let with = |now: &str, wrote: &str| {
+            let settings = ServerSettings([("wal_level".to_owned(), now.to_owned())].into());
+            let control = Control { checksums: true, wal_level: wrote.to_owned(), ..Control::default() };
+            texts(|f| convert(f, &settings, &control, false)).len()
+        };
+        assert_eq!(with("replica", "replica"), 0);
+        assert_eq!(with("replica", "minimal"), 1, "changed, but not yet started with it");
+        assert_eq!(with("minimal", "replica"), 1, "the next start writes such WAL");
+        assert_eq!(with("minimal", "minimal"), 1, "told once");
     }
 
     #[test]

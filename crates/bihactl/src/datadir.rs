@@ -142,6 +142,8 @@ pub struct Control {
     pub state: String,
     /// Data pages have checksums.
     pub checksums: bool,
+    /// The `wal_level` that the server runs, or last ran, with.
+    pub wal_level: String,
 }
 
 /// Reads the control file with pg_controldata.
@@ -157,6 +159,7 @@ fn parse_control(text: &str) -> Option<Control> {
         system_identifier: field("Database system identifier")?.parse().ok()?,
         state: field("Database cluster state")?.to_owned(),
         checksums: field("Data page checksum version")? != "0",
+        wal_level: field("wal_level setting")?.to_owned(),
     })
 }
 
@@ -177,11 +180,13 @@ mod tests {
         let text = "pg_control version number:            1300\n\
                     Database system identifier:           7300000000000000001\n\
                     Database cluster state:               shut down in recovery\n\
+                    wal_level setting:                    replica\n\
                     Data page checksum version:           1\n";
         let control = parse_control(text).expect("parses");
         assert_eq!(control.system_identifier, 7_300_000_000_000_000_001);
         assert_eq!(control.state, "shut down in recovery");
         assert!(control.checksums);
+        assert_eq!(control.wal_level, "replica");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 static REQUESTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+static IGNORED: AtomicBool = AtomicBool::new(false);
 
 fn flag() -> &'static Arc<AtomicBool> {
     REQUESTED.get_or_init(Arc::default)
@@ -27,9 +28,14 @@ pub fn request() {
     flag().store(true, Ordering::Relaxed);
 }
 
+/// From now on nobody is told of signals, nor of one that has come: what is taken back is taken back to its end.
+pub fn ignore() {
+    IGNORED.store(true, Ordering::Relaxed);
+}
+
 /// Has one come?
 pub fn requested() -> bool {
-    flag().load(Ordering::Relaxed)
+    flag().load(Ordering::Relaxed) && !IGNORED.load(Ordering::Relaxed)
 }
 
 /// An error if one has come.

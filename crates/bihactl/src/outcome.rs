@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::ui;
+
 /// A condition was not met: nothing is wrong with the command itself.
 #[derive(Debug)]
 pub struct Refused(pub String);
@@ -30,7 +32,7 @@ pub fn report(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bihactl: {error:#}");
+            ui::say(&format!("{error:#}"));
             ExitCode::from(exit_status(&error))
         }
     }

@@ -22,6 +22,8 @@ pub enum Step {
     StartPrivate,
     /// Make roles, database and extension.
     CreateObjects,
+    /// Note how the server runs: it does so again if a later step fails.
+    NoteServer,
     /// Write pg_biha: configuration, state, certificates, password.
     WriteIdentity,
     /// Write postgresql.biha.conf.
@@ -82,7 +84,7 @@ impl Step {
             Step::CleanAutoConf => format!("taking what biha sets out of \"{pgdata}/postgresql.auto.conf\""),
             Step::InsertHba => format!("letting the members in: \"{}\"", hba_file.display()),
             Step::InsertInclude => format!("including biha's settings: \"{}\"", config_file.display()),
-            Step::StandbySignal | Step::Keep => String::new(),
+            Step::NoteServer | Step::StandbySignal | Step::Keep => String::new(),
             Step::StopPrivate => "stopping the server".to_owned(),
             Step::CheckConfig => "checking the configuration files".to_owned(),
             Step::Start => "starting the server".to_owned(),
@@ -156,6 +158,9 @@ pub fn convert(running: bool, finish: Finish) -> Vec<Step> {
         steps.push(Step::StartPrivate);
     }
     steps.push(Step::CreateObjects);
+    if !running || finish == Finish::Restart {
+        steps.push(Step::NoteServer);
+    }
     steps.extend(FILES);
     if !running {
         steps.push(Step::StopPrivate);
@@ -180,6 +185,9 @@ pub fn add(backup: Vec<String>, unfinished: bool, finish: Finish) -> Vec<Step> {
 /// An existing standby becomes a further node.
 pub fn convert_standby(finish: Finish) -> Vec<Step> {
     let mut steps = vec![Step::AddMember, Step::CreateSlot];
+    if finish == Finish::Restart {
+        steps.push(Step::NoteServer);
+    }
     steps.extend(FILES);
     steps.extend(finish.steps("FOLLOWER"));
     steps
@@ -230,6 +238,23 @@ mod tests {
         let steps = add(vec![], false, Finish::Nothing);
         assert!(position(&steps, &Step::AddMember) < position(&steps, &Step::BaseBackup(vec![])));
         assert!(position(&steps, &Step::CreateSlot) < position(&steps, &Step::BaseBackup(vec![])));
+    }
+
+    /// Taken back in the other order: the files, then the server runs, then what was made in it goes.
+    #[test]
+    fn a_server_that_ends_is_noted_between_what_is_made_in_it_and_its_files() {
+        for (running, finish) in [(true, Finish::Restart), (false, Finish::Nothing), (false, Finish::Start)] {
+            let steps = convert(running, finish);
+            let noted = position(&steps, &Step::NoteServer);
+            assert!(position(&steps, &Step::CreateObjects) < noted, "{steps:?}");
+            assert!(FILES.iter().all(|file| noted < position(&steps, file)), "{steps:?}");
+        }
+        let steps = convert_standby(Finish::Restart);
+        assert!(position(&steps, &Step::NoteServer) < position(&steps, &Step::WriteIdentity));
+        assert!(
+            !convert(true, Finish::Nothing).contains(&Step::NoteServer),
+            "it is the operator's to restart"
+        );
     }
 
     #[test]

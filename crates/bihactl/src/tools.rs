@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, test_kill_process_group};
 
-use crate::interrupt;
+use crate::{interrupt, ui};
 
 /// The oldest and the newest major version of PostgreSQL that biha knows.
 pub const VERSIONS: std::ops::RangeInclusive<u32> = 15..=18;
@@ -134,6 +134,18 @@ pub enum Show {
 
 /// Runs a program to its end; its standard output. A signal to bihactl ends it.
 pub fn run(command: &mut Command, show: Show) -> Result<String> {
+    let text = run_to_end(command, show, true);
+    interrupt::check()?;
+    text
+}
+
+/// As [`run`], but a signal to bihactl waits for the program's end: a pg_ctl that was killed may leave a postmaster that
+/// has not written its PID file yet, and that nobody would find.
+pub fn run_through(command: &mut Command) -> Result<String> {
+    run_to_end(command, Show::Failure, false)
+}
+
+fn run_to_end(command: &mut Command, show: Show, may_end: bool) -> Result<String> {
     let name =
         Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut out = tempfile::tempfile()?;
@@ -147,14 +159,19 @@ pub fn run(command: &mut Command, show: Show) -> Result<String> {
     let mut child = command.spawn().with_context(|| format!("could not run {name}"))?;
     let pid = Pid::from_child(&child);
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut told = false;
+    let (mut noticed, mut told) = (false, false);
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if interrupt::requested() && !told {
-            told = true;
-            kill_process_group(pid, Signal::TERM)?;
+        if interrupt::requested() && !noticed {
+            noticed = true;
+            if may_end {
+                told = true;
+                kill_process_group(pid, Signal::TERM)?;
+            } else {
+                ui::say(&format!("interrupted; waiting for {name} to end, to take back what it does"));
+            }
         }
         // The limit is for a signal that comes between the look above and the wait.
         let limit = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -173,7 +190,6 @@ pub fn run(command: &mut Command, show: Show) -> Result<String> {
     if told {
         await_group(pid)?;
     }
-    interrupt::check()?;
     if !status.success() {
         let mut errors = String::new();
         err.seek(SeekFrom::Start(0))?;

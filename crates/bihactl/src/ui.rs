@@ -4,15 +4,18 @@ use std::io::{self, Write};
 
 /// Says what is being done.
 pub fn say(text: &str) {
-    eprintln!("bihactl: {text}");
+    tell(&format!("bihactl: {text}\n"));
 }
 
 /// Warns, with a hint on its own line.
 pub fn warn(text: &str, hint: &str) {
-    eprintln!("bihactl: warning: {text}");
-    if !hint.is_empty() {
-        eprintln!("HINT:  {hint}");
-    }
+    let hint = if hint.is_empty() { String::new() } else { format!("HINT:  {hint}\n") };
+    tell(&format!("bihactl: warning: {text}\n{hint}"));
+}
+
+/// A closed terminal must not keep anything from being taken back.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Prints a result. A closed pipe is no error: nobody wants the rest.

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::ui;
+use crate::{interrupt, ui};
 
 type Action = Box<dyn FnOnce() -> Result<()>>;
 
@@ -28,6 +28,7 @@ impl Drop for Undo {
     fn drop(&mut self) {
         if !self.actions.is_empty() {
             ui::say("taking back what was done");
+            interrupt::ignore();
         }
         while let Some((what, action)) = self.actions.pop() {
             if let Err(error) = action() {

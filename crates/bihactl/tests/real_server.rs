@@ -1,6 +1,7 @@
 //! bihactl with PostgreSQL's real programs. The extension is a stand-in: see support.
 
 mod support;
+mod taken_back;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -174,14 +175,14 @@ fn a_failed_init_leaves_nothing() {
     assert_eq!(fs::read_dir(&data).expect("there").count(), 0);
 }
 
-/// An ordinary server, running.
-fn ordinary(world: &World, data: &str, port: &str) {
+/// An ordinary server, running, with more settings.
+fn ordinary(world: &World, data: &str, port: &str, more: &str) {
     world.tool("initdb", &["-D", data, "--no-sync", "--auth-local=trust"]);
     let conf = world.path("n1/postgresql.conf");
     let mut settings = fs::read_to_string(&conf).expect("read");
     settings.push_str(&format!(
         "unix_socket_directories = '{}'\nlisten_addresses = '127.0.0.1'\nport = {port}\n\
-         shared_preload_libraries = 'auto_explain'\n",
+         shared_preload_libraries = 'auto_explain'\n{more}",
         world.dir.path().display()
     ));
     fs::write(&conf, settings).expect("written");
@@ -195,7 +196,7 @@ fn a_running_server_is_converted() {
     let world = World::new();
     let ports = ports();
     let data = world.path("n1").display().to_string();
-    ordinary(&world, &data, &ports.0);
+    ordinary(&world, &data, &ports.0, "");
     let host = world.dir.path().display().to_string();
     world.tool("psql", &["-qXh", &host, "-p", &ports.0, "postgres", "-c", "CREATE UNLOGGED TABLE u ()"]);
     let mut args = vec!["init", "--convert", "-t", "30"];
@@ -217,7 +218,7 @@ fn a_conversion_that_fails_leaves_the_server_as_it_was() {
     let world = World::new();
     let ports = ports();
     let data = world.path("n1").display().to_string();
-    ordinary(&world, &data, &ports.0);
+    ordinary(&world, &data, &ports.0, "");
     let files = ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf"];
     let read = || files.map(|file| fs::read_to_string(world.path("n1").join(file)).expect("read"));
     let before = read();
@@ -238,7 +239,7 @@ fn a_stopped_server_is_converted() {
     let world = World::new();
     let ports = ports();
     let data = world.path("n1").display().to_string();
-    ordinary(&world, &data, &ports.0);
+    ordinary(&world, &data, &ports.0, "");
     world.stop(&data);
     let mut args = vec!["init", "--convert", "--start", "-t", "30"];
     args.extend(world.node(&data, &ports));
@@ -247,12 +248,10 @@ fn a_stopped_server_is_converted() {
     check_node(&world, "n1", 1);
 }
 
-#[test]
-fn a_standby_of_the_leader_becomes_a_follower() {
-    let world = World::new();
-    let (one, two) = (ports(), ports());
+/// A cluster of one, and an ordinary standby of it, stopped.
+fn leader_and_standby(world: &World, one: &(String, String), two: &(String, String)) {
     let data = world.path("n1").display().to_string();
-    let output = init(&world, &data, &one, &["--start", "--magic-file", "magic"]);
+    let output = init(world, &data, one, &["--start", "--magic-file", "magic"]);
     assert!(output.status.success() && output.stdout.is_empty());
     assert_eq!(mode(&world.path("magic")), 0o600);
     let standby = world.path("n2").display().to_string();
@@ -263,10 +262,18 @@ fn a_standby_of_the_leader_becomes_a_follower() {
     let conf = world.path("n2/postgresql.conf");
     let text_before = fs::read_to_string(&conf).expect("read").replace("include '", "#include '");
     fs::write(&conf, format!("{text_before}port = {}\n", two.0)).expect("written");
-    enter(&world, "n1", 2);
+    enter(world, "n1", 2);
+}
 
-    let magic = world.path("magic").display().to_string();
-    let mut args = vec!["add", "--convert-standby", "-I", "2", "--magic-file", &magic, "--start", "-t", "30"];
+#[test]
+fn a_standby_of_the_leader_becomes_a_follower() {
+    let world = World::new();
+    let (one, two) = (ports(), ports());
+    leader_and_standby(&world, &one, &two);
+    let standby = world.path("n2").display().to_string();
+
+    let mut args =
+        vec!["add", "--convert-standby", "-I", "2", "--magic-file", "magic", "--start", "-t", "30"];
     args.extend(world.node(&standby, &two));
     let added = world.bihactl(&args);
     assert!(added.status.success());

@@ -143,9 +143,6 @@ impl Work {
     /// Does the steps. After an error everything that can be taken back has been. An error after
     /// [`Step::Keep`] is returned as a value: the node is made, but does not yet do what was waited for.
     pub fn run(mut self, steps: &[Step]) -> Result<Option<Error>> {
-        if steps.contains(&Step::Restart) {
-            self.remember_to_start_again();
-        }
         let mut kept = false;
         for step in steps {
             let text = step.describe(&self.names());
@@ -171,6 +168,10 @@ impl Work {
             Step::RemoveCopied => self.remove_copied(),
             Step::StartPrivate => self.start_private(),
             Step::CreateObjects => self.create_objects(),
+            Step::NoteServer => {
+                self.note_server();
+                Ok(())
+            }
             Step::WriteIdentity => self.write_identity(),
             Step::WriteBihaConf => self.write_biha_conf(),
             Step::CleanAutoConf => self.clean_auto_conf(),

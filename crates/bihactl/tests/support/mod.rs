@@ -76,6 +76,21 @@ impl World {
         fs::write(path.trim(), "SELECT broken;").expect("written");
     }
 
+    /// Makes pg_ctl a shell script: `cases` of its arguments, and for others the real one, `$real`.
+    pub fn script_pg_ctl(&self, cases: &str) {
+        let (program, real) = (self.bindir.join("pg_ctl"), self.bindir.join("pg_ctl.real"));
+        if !real.exists() {
+            fs::rename(&program, &real).expect("renamed");
+        }
+        let real = real.display();
+        let script = format!(
+            "#!/bin/sh\nreal='{real}'\ncd '{}'\ncase \"$*\" in\n{cases}\nesac\nexec \"$real\" \"$@\"\n",
+            self.dir.path().display()
+        );
+        fs::write(&program, script).expect("written");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+
     /// A command run as the user that runs servers.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = match self.user {
