@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::datadir::{Content, Control, DataDir};
+use crate::datadir::{Content, Control, DataDir, UNFINISHED};
 use crate::outcome::refused;
 use crate::settings::ServerSettings;
 use crate::tools::{Tools, VERSIONS};
 use crate::ui;
+use crate::work::is_private;
 
 /// What was found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -83,6 +84,12 @@ pub fn tools(findings: &mut Findings, tools: &Tools, missing: &[PathBuf]) {
 pub fn new_directory(findings: &mut Findings, dir: &DataDir) {
     let path = dir.path.display();
     match dir.content {
+        Content::Unfinished if dir.running.as_ref().is_some_and(|server| !is_private(server)) => {
+            findings.error(
+                format!("a server runs in \"{path}\", though an earlier bihactl has marked it as unfinished"),
+                format!("If it is a node, remove \"{path}/{UNFINISHED}\"; if nobody needs it, stop it."),
+            );
+        }
         Content::Missing | Content::Empty | Content::Unfinished => {}
         Content::Cluster(_) if dir.biha => {
             findings.error(
@@ -233,6 +240,7 @@ pub fn convert(findings: &mut Findings, now: &ServerSettings, control: &Control,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datadir::Running;
 
     fn dir(content: Content) -> DataDir {
         DataDir {
@@ -267,6 +275,18 @@ mod tests {
         assert_eq!(texts(|f| new_directory(f, &dir(Content::Cluster(15)))).len(), 1);
         let foreign = DataDir { own: false, ..dir(Content::Other) };
         assert_eq!(texts(|f| new_directory(f, &foreign)).len(), 2, "both are told");
+    }
+
+    #[test]
+    fn what_runs_is_not_unfinished_unless_bihactl_runs_it() {
+        let with = |socket_dir: &str| {
+            let running = Running { pid: 1, port: 1, socket_dir: socket_dir.to_owned() };
+            texts(|f| new_directory(f, &DataDir { running: Some(running), ..dir(Content::Unfinished) }))
+        };
+        assert_eq!(with("/tmp/bihactl-a1b2"), Vec::<String>::new());
+        for socket_dir in ["/var/run/postgresql", ""] {
+            assert!(with(socket_dir)[0].contains("a server runs in \"/d\""));
+        }
     }
 
     #[test]

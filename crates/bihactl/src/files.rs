@@ -70,6 +70,15 @@ pub fn edit(path: &Path, content: &[u8], mode: u32, undo: &mut Undo) -> Result<(
 /// Removes everything in a directory, and the directory itself if `itself`. What is not there is no error.
 /// Symbolic links (tablespaces, pg_wal) are removed; what the latter pointed to is emptied by the caller.
 pub fn empty(directory: &Path, itself: bool) -> Result<()> {
+    empty_but(directory, None)?;
+    if itself && directory.exists() {
+        fs::remove_dir(directory).with_context(|| format!("could not remove \"{}\"", directory.display()))?;
+    }
+    Ok(())
+}
+
+/// As [`empty`], but leaves the directory itself, and what is of this name in it.
+pub fn empty_but(directory: &Path, kept: Option<&str>) -> Result<()> {
     let context = || format!("could not remove \"{}\"", directory.display());
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -78,14 +87,14 @@ pub fn empty(directory: &Path, itself: bool) -> Result<()> {
     };
     for entry in entries {
         let entry = entry.with_context(context)?;
+        if kept.is_some_and(|kept| entry.file_name() == kept) {
+            continue;
+        }
         if entry.file_type().with_context(context)?.is_dir() {
             fs::remove_dir_all(entry.path()).with_context(context)?;
         } else {
             fs::remove_file(entry.path()).with_context(context)?;
         }
-    }
-    if itself {
-        fs::remove_dir(directory).with_context(context)?;
     }
     Ok(())
 }

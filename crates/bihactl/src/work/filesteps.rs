@@ -33,7 +33,7 @@ impl Work {
     pub(super) fn initdb(&mut self, args: &[String]) -> Result<()> {
         self.will_fill_directory();
         run(self.tools.command_in_locale("initdb").args(args), Show::Failure)?;
-        self.mark_unfinished()
+        mark_unfinished(&self.layout.pgdata)
     }
 
     /// Whatever comes into the data directory from now on is ours to remove.
@@ -43,15 +43,21 @@ impl Work {
         self.undo.push(format!("empty \"{}\"", pgdata.display()), move || wipe(&pgdata, missing));
     }
 
-    pub(super) fn mark_unfinished(&self) -> Result<()> {
-        make_private_directory(&self.file("pg_biha"))?;
-        files::replace(&self.file(UNFINISHED), b"", SECRET)
+    /// What is started as a node is one from then on: a mark that outlived its start would have it emptied one day. If the
+    /// start fails the mark is put back, for the case that the emptying is cut short.
+    pub(super) fn unmark(&mut self) -> Result<()> {
+        if remove_mark(&self.layout.pgdata)? {
+            let pgdata = self.layout.pgdata.clone();
+            let what = format!("mark \"{}\" as unfinished", pgdata.display());
+            self.undo.push(what, move || mark_unfinished(&pgdata));
+        }
+        Ok(())
     }
 
     pub(super) fn remove_copied(&mut self) -> Result<()> {
         let pgdata = self.layout.pgdata.clone();
         files::empty(&pgdata.join("pg_biha"), false)?;
-        self.mark_unfinished()?;
+        mark_unfinished(&pgdata)?;
         for name in [BIHA_CONF_FILE, HBA_COPY_FILE, "postmaster.opts"] {
             if pgdata.join(name).exists() {
                 fs::remove_file(pgdata.join(name))?;
@@ -199,14 +205,26 @@ impl Work {
     }
 
     pub(super) fn keep(&mut self) -> Result<()> {
-        let mark = self.file(UNFINISHED);
-        if mark.exists() {
-            fs::remove_file(&mark)?;
-            files::sync_directory(&self.file("pg_biha"))?;
-        }
+        remove_mark(&self.layout.pgdata)?;
         self.undo.keep();
         Ok(())
     }
+}
+
+fn mark_unfinished(pgdata: &Path) -> Result<()> {
+    make_private_directory(&pgdata.join("pg_biha"))?;
+    files::replace(&pgdata.join(UNFINISHED), b"", SECRET)
+}
+
+/// Was it there?
+fn remove_mark(pgdata: &Path) -> Result<bool> {
+    let mark = pgdata.join(UNFINISHED);
+    if !mark.exists() {
+        return Ok(false);
+    }
+    fs::remove_file(&mark)?;
+    files::sync_directory(&pgdata.join("pg_biha"))?;
+    Ok(true)
 }
 
 fn make_private_directory(path: &Path) -> Result<()> {
@@ -226,6 +244,11 @@ fn own_directory(pgdata: &Path, name: &str) -> Option<PathBuf> {
 /// Empties a data directory that this or an unfinished bihactl filled, with the tablespaces and the WAL
 /// directory that it links to.
 fn wipe(pgdata: &Path, itself: bool) -> Result<()> {
+    if datadir::running(pgdata)?.is_some() {
+        bail!(
+            "its server still runs\nHINT:  When it has ended, repeat the command: it empties the directory first."
+        );
+    }
     let mut links = vec![pgdata.join("pg_wal")];
     if let Ok(entries) = fs::read_dir(pgdata.join("pg_tblspc")) {
         links.extend(entries.flatten().map(|entry| entry.path()));
@@ -233,6 +256,8 @@ fn wipe(pgdata: &Path, itself: bool) -> Result<()> {
     for link in links.iter().filter(|link| link.is_symlink()) {
         files::empty(&fs::canonicalize(link)?, false)?;
     }
+    // The mark goes last: a later run finishes what is cut short.
+    files::empty_but(pgdata, Some("pg_biha"))?;
     files::empty(pgdata, itself)
 }
 
@@ -247,6 +272,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::datadir::Content;
 
     #[test]
     fn wiping_reaches_tablespaces() {
@@ -258,6 +284,24 @@ mod tests {
         wipe(&pgdata, true).expect("wiped");
         assert!(!pgdata.exists());
         assert_eq!(fs::read_dir(&space).expect("kept").count(), 0);
+    }
+
+    #[test]
+    fn what_is_left_of_a_wipe_is_known_as_unfinished() {
+        let dir = tempfile::tempdir().expect("directory");
+        let pgdata = dir.path().join("d");
+        fs::create_dir_all(pgdata.join("base/1")).expect("made");
+        mark_unfinished(&pgdata).expect("marked");
+        let marked = || datadir::DataDir::probe(&pgdata).expect("probe").content == Content::Unfinished;
+
+        fs::write(pgdata.join("postmaster.pid"), format!("{}\n", std::process::id())).expect("written");
+        assert!(wipe(&pgdata, true).is_err() && marked() && pgdata.join("base/1").exists(), "it runs");
+        fs::remove_file(pgdata.join("postmaster.pid")).expect("removed");
+
+        files::empty_but(&pgdata, Some("pg_biha")).expect("emptied");
+        assert!(marked() && !pgdata.join("base").exists(), "all else goes before");
+        wipe(&pgdata, true).expect("wiped");
+        assert!(!pgdata.exists());
     }
 
     #[test]

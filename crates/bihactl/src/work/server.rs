@@ -220,6 +220,7 @@ impl Work {
     }
 
     pub(super) fn start(&mut self) -> Result<()> {
+        self.unmark()?;
         self.remember_to_end();
         let options = self.layout.server_args().split_off(2);
         pg_ctl_start(&self.tools, &self.layout.pgdata, &self.log, self.timeout, &options)

@@ -6,7 +6,7 @@ use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{World, ports, text};
-use crate::{check_node, leader_and_standby, ordinary};
+use crate::{check_node, init, leader_and_standby, ordinary};
 
 /// An ordinary server that is to be converted, and what it was before.
 struct Converted {
@@ -233,4 +233,41 @@ fn wal_that_no_standby_can_use_is_refused_before_anything_is_done() {
     refused(&["--start"]);
     server.start();
     server.expect_as_before();
+}
+
+/// It would have a node emptied much later, were bihactl killed while its server starts.
+#[test]
+fn a_node_that_is_started_is_not_marked_as_unfinished() {
+    let (world, ports) = (World::new(), ports());
+    let data = world.path("n1").display().to_string();
+    world.script_pg_ctl(&format!(
+        "start*'-l {data}.log'*)
+            [ -e n1/pg_biha/biha.conf ] && ls -A n1/pg_biha >seen
+            \"$real\" \"$@\"; exit 1;;"
+    ));
+    assert_eq!(init(&world, &data, &ports, &["--start"]).status.code(), Some(2));
+    let seen = fs::read_to_string(world.path("seen")).expect("started");
+    assert!(seen.contains("biha.conf") && !seen.contains("unfinished"), "{seen}");
+    assert!(!world.path("n1").exists(), "all is removed");
+}
+
+#[test]
+fn a_failed_start_that_is_not_all_taken_back_is_finished_by_the_next_run() {
+    let (world, ports) = (World::new(), ports());
+    let data = world.path("n1").display().to_string();
+    // What cannot be removed comes when the server that did not start is stopped.
+    world.script_pg_ctl(&format!(
+        "start*'-l {data}.log'*) touch started; \"$real\" \"$@\"; exit 1;;
+        stop*) \"$real\" \"$@\"
+            [ -e started ] && mkdir -p n1/stuck/fast && chmod 500 n1/stuck
+            exit 0;;"
+    ));
+    let failed = init(&world, &data, &ports, &["--start"]);
+    assert!(text(&failed).contains(&format!("could not empty \"{data}\"")));
+    assert!(world.path("n1/stuck").exists());
+    world.run("chmod", &["700", &format!("{data}/stuck")]);
+    world.script_pg_ctl("");
+    let again = init(&world, &data, &ports, &["--start"]);
+    assert!(again.status.success() && text(&again).contains("where an earlier run was cut short"));
+    check_node(&world, "n1", 1);
 }
