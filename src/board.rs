@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize
 
 use biha_core::wire;
 use biha_core::{
-    ClusterConfig, Command, CommandResult, Incarnation, Millis, NodeError, NodeId, NodeState, Order, OrderId,
-    OrderResult, Position, RequestId, Term,
+    ClusterConfig, Command, CommandError, CommandResult, Incarnation, Millis, NodeError, NodeId, NodeState,
+    Order, OrderId, OrderResult, Position, RequestId, Term,
 };
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgAtomic, PgLwLock, pg_shmem_init, pg_sys};
@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::pg::mutex::RobustMutex;
 use crate::pg::{postmaster, process};
 
+/// Bytes of what came of an order.
+const RESULT: usize = 16 * 1024;
 /// Commands that may wait at the same time.
 pub const MAILBOX_SLOTS: usize = 16;
 
@@ -167,7 +169,8 @@ struct OrderSlot {
     /// Newest order that has a result.
     finished: OrderId,
     result_for: OrderId,
-    result: Blob<4096>,
+    /// Its history, of [`biha_core::MAX_HISTORY`] timelines at most, is the longest there is.
+    result: Blob<RESULT>,
 }
 
 // SAFETY: plain bytes.
@@ -306,7 +309,8 @@ pub fn superseded(id: OrderId) -> bool {
     ORDER.share().id > id
 }
 
-/// Tells the controller what came of an order. The agent's.
+/// Tells the controller what came of an order, and if need be only that it cannot be told: the controller waits for it.
+/// The agent's.
 pub fn order_done(id: OrderId, result: &OrderResult) {
     let blob = Blob::pack(result).unwrap_or_default();
     {
@@ -329,7 +333,8 @@ pub fn take_order_result() -> Option<(OrderId, OrderResult)> {
         slot.result_for = 0;
         taken
     };
-    blob.unpack().map(|result| (id, result))
+    let untold = || OrderResult::Failed("what came of it could not be told".to_owned());
+    Some((id, blob.unpack().unwrap_or_else(untold)))
 }
 
 /// Puts a command into the mailbox and wakes the controller; `None` if the mailbox is full. A backend's.
@@ -385,7 +390,8 @@ pub fn answer(request: RequestId, result: &CommandResult) {
     process::set_latch(latch);
 }
 
-/// The answer to a command, once it is there; frees the slot. The asking backend's.
+/// The answer to a command, once it is there, and if need be only that it cannot be told; frees the slot. The asking
+/// backend's.
 pub fn take_answer(request: RequestId) -> Option<CommandResult> {
     let blob = {
         let mut mailbox = MAILBOX.exclusive();
@@ -394,7 +400,9 @@ pub fn take_answer(request: RequestId) -> Option<CommandResult> {
         letter.state = Mail::Free;
         letter.result
     };
-    blob.unpack()
+    let untold =
+        || Err(CommandError::Failed("the answer could not be told; look at the server's log".to_owned()));
+    Some(blob.unpack().unwrap_or_else(untold))
 }
 
 /// Gives up waiting for an answer; frees the slot. The asking backend's.
@@ -402,5 +410,21 @@ pub fn withdraw(request: RequestId) {
     let mut mailbox = MAILBOX.exclusive();
     if let Some(letter) = mailbox.letters.iter_mut().find(|l| l.request == request && l.state != Mail::Free) {
         letter.state = Mail::Free;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use biha_core::{HistoryEntry, Lsn, MAX_HISTORY, newest};
+
+    use super::*;
+
+    #[test]
+    fn the_longest_history_fits() {
+        let entry = |timeline: u32| HistoryEntry { timeline, fork: Lsn(u64::MAX) };
+        let history = newest((1..=10 * MAX_HISTORY as u32).map(entry).collect());
+        let result = OrderResult::Promoted { history };
+        assert_eq!(Blob::<RESULT>::pack(&result).unwrap().unpack(), Some(result));
     }
 }

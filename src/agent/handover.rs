@@ -22,6 +22,8 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(20);
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
 /// How often to look for its end.
 const CHECKPOINT_LOOK: Duration = Duration::from_millis(2);
+/// Bytes of a program's complaint that are passed on.
+const MAX_COMPLAINT: u64 = 800;
 /// How long `postgres -C` may take.
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -119,11 +121,11 @@ fn check_command() -> io::Result<Command> {
     Ok(command)
 }
 
-/// Reaps the child: its exit code and the end of what it said.
+/// Reaps the child: its exit code and the beginning of what it said, in whatever encoding.
 fn outcome(child: &mut Child) -> io::Result<(Option<i32>, String)> {
-    let mut text = String::new();
+    let mut said = Vec::new();
     if let Some(stderr) = child.stderr.take() {
-        stderr.take(4096).read_to_string(&mut text)?;
+        stderr.take(MAX_COMPLAINT).read_to_end(&mut said)?;
     }
-    Ok((child.wait()?.code(), text))
+    Ok((child.wait()?.code(), String::from_utf8_lossy(&said).into_owned()))
 }

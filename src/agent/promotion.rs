@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use biha_core::{OrderId, OrderResult, Timeline};
+use biha_core::{OrderId, OrderResult, Timeline, newest};
 use pgrx::log;
 
 use super::receiver::{Receiver, free_replay};
@@ -50,7 +50,7 @@ pub fn promote(
     })?;
     remove_if_there("standby.signal")
         .map_err(|e| format!("could not remove file \"standby.signal\": {e}"))?;
-    let history = history::read(timeline).map_err(|e| e.to_string())?;
+    let history = newest(history::read(timeline).map_err(|e| e.to_string())?);
     steps.done("finish");
     log!("opened timeline {timeline} ({steps})");
     Ok(OrderResult::Promoted { history })

@@ -13,7 +13,7 @@ use super::nudge::{Nudges, SETTLED};
 use super::{position, timing::Steps};
 use crate::pg::serverconf::{self, ServerConf};
 use crate::pg::walreceiver::State;
-use crate::pg::{postmaster, recovery, settings, wait, walreceiver, xlog};
+use crate::pg::{compat, postmaster, recovery, settings, wait, walreceiver, xlog};
 use crate::{board, guc, paths};
 
 /// `wal_retrieve_retry_interval` in ms. Short ones flood the log while there is no leader; where it matters
@@ -198,7 +198,9 @@ impl Receiver {
         conf.blank_restore_command = !self.needs_archive(status);
         conf.looks_read_only = is_fenced(status);
         let again = self.failed_at.is_some_and(|at| at.elapsed() > WRITE_AGAIN);
-        if (again || differ(&self.conf, &conf))
+        // What a former agent wrote last is not known.
+        let unwritten = !self.certain && self.failed_at.is_none();
+        if (again || unwritten || differ(&self.conf, &conf))
             && let Err(text) = self.write(conf)
         {
             pgrx::warning!("{text}");
@@ -319,7 +321,7 @@ pub fn rewind_conninfo(source: NodeId) -> Result<String, String> {
 /// `session` is what libpq calls target_session_attrs.
 pub fn leader_conninfo(config: &ClusterConfig, session: &str) -> String {
     let others = || config.members.iter().filter(|(id, _)| **id != own_id()).map(|(_, member)| member);
-    let hosts: Vec<&str> = others().map(|member| member.host.as_str()).collect();
+    let hosts: Vec<&str> = others().map(|member| bare(&member.host)).collect();
     let ports: Vec<String> = others().map(|member| member.port.to_string()).collect();
     let at = conninfo_of(&hosts.join(","), &ports.join(","));
     format!("{at} dbname=biha_db target_session_attrs={session}")
@@ -328,18 +330,24 @@ pub fn leader_conninfo(config: &ClusterConfig, session: &str) -> String {
 fn conninfo(node: NodeId) -> Result<String, String> {
     let status = board::status().ok_or("no configuration has been published")?;
     let member = status.config.members.get(&node).ok_or_else(|| format!("node {node} is not a member"))?;
-    Ok(conninfo_of(&member.host, &member.port.to_string()))
+    Ok(conninfo_of(bare(&member.host), &member.port.to_string()))
 }
 
 fn conninfo_of(host: &str, port: &str) -> String {
     let passfile = postmaster::data_directory().join(paths::PASSFILE);
     format!(
-        "host={} port={} user=biha_replication_user passfile={} sslmode=prefer gssencmode=disable \
+        "host={} port={} user=biha_replication_user passfile={} sslmode=prefer gssencmode=disable{} \
          connect_timeout=5 keepalives_idle=2 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000",
         quoted(host),
         quoted(port),
         quoted(&passfile.to_string_lossy()),
+        compat::PASSWORD_IS_SECRET,
     )
+}
+
+/// A host as libpq takes it in a connection string: brackets are for URIs.
+pub fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Quotes a value of a connection string.
@@ -364,6 +372,11 @@ mod tests {
         assert_eq!(synchronous_standby_names(0, &members), "");
         assert_eq!(synchronous_standby_names(1, &members), "ANY 1 (biha_node_1, biha_node_3)");
         assert_eq!(synchronous_standby_names(1, &[]), "");
+    }
+
+    #[test]
+    fn brackets_are_no_part_of_an_address() {
+        assert_eq!(["[fd00::2]", "fd00::2", "db1"].map(bare), ["fd00::2", "fd00::2", "db1"]);
     }
 
     #[test]

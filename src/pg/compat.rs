@@ -47,6 +47,13 @@ fn server_version() -> u32 {
         .unwrap_or(pg_sys::PG_VERSION_NUM)
 }
 
+/// What keeps libpq from giving its password in clear to whoever asks for it at a member's address.
+#[cfg(feature = "pg15")]
+pub const PASSWORD_IS_SECRET: &str = "";
+/// What keeps libpq from giving its password in clear to whoever asks for it at a member's address.
+#[cfg(not(feature = "pg15"))]
+pub const PASSWORD_IS_SECRET: &str = " require_auth='!password'";
+
 /// Creates and acquires a physical slot that is dropped with its release, unless it is made persistent.
 ///
 /// # Safety

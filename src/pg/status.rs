@@ -19,7 +19,8 @@ pub fn read(checkpointed: bool) -> ServerStatus {
         let (consistent, streaming, asked) = unsafe {
             let receiver = pg_sys::WalRcv;
             let state = (*receiver).walRcvState;
-            let streaming = state == pg_sys::WalRcvState::WALRCV_STREAMING;
+            // It says so from its first moment on. Displayed is what it has connected to.
+            let streaming = state == pg_sys::WalRcvState::WALRCV_STREAMING && (*receiver).ready_to_display;
             (pg_sys::HotStandbyActive(), streaming, (*receiver).receiveStartTLI)
         };
         let end_on_file = match recovery::replayed() {

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 
 use super::command::carry_out;
 use super::{error_with_hint, given, invalid, natural, node_id, status_or_error};
+use crate::agent::receiver;
 use crate::paths;
 use crate::pg::status;
 
@@ -30,7 +31,7 @@ fn host(value: &str) -> String {
             "Write a name of another alphabet in its ASCII form.",
         );
     }
-    value.to_owned()
+    receiver::bare(value).to_owned()
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

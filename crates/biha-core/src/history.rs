@@ -3,6 +3,15 @@
 use crate::message::HistoryEntry;
 use crate::{Lsn, Position};
 
+/// How many timelines of its history a leader tells of: the newest. A node that was away for longer finds its own in none,
+/// and has to be rewound or copied anew; the WAL between is long gone as a rule.
+pub const MAX_HISTORY: usize = 1024;
+
+/// The part of a history (oldest first) that is told.
+pub fn newest(mut history: Vec<HistoryEntry>) -> Vec<HistoryEntry> {
+    history.split_off(history.len().saturating_sub(MAX_HISTORY))
+}
+
 /// Where a position stands to a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ancestry {
@@ -35,6 +44,17 @@ mod tests {
 
     fn at(timeline: u32, lsn: u64) -> Position {
         Position { timeline, lsn: Lsn(lsn) }
+    }
+
+    #[test]
+    fn of_a_long_history_the_newest_is_told_and_fits_a_message() {
+        let long: Vec<_> = (1..=5000).map(|at| entry(at, u64::from(at))).collect();
+        let told = newest(long.clone());
+        assert_eq!(told, long[5000 - MAX_HISTORY..]);
+        assert_eq!(ancestry(at(4990, 4991), &told), Ancestry::Contained);
+        assert_eq!(ancestry(at(1, 1), &told), Ancestry::Parted(Lsn(0)));
+        assert_eq!(newest(long[..3].to_vec()), long[..3]);
+        assert!(crate::wire::pack(&told).unwrap().len() < crate::wire::MAX_BODY / 4);
     }
 
     #[test]

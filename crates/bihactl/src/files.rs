@@ -44,6 +44,16 @@ pub fn replace(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     sync_directory(directory).with_context(context)
 }
 
+/// [`replace`] where the new content is for the owner alone, whatever the old one was for.
+pub fn replace_secret(path: &Path, content: &[u8]) -> Result<()> {
+    match fs::set_permissions(path, Permissions::from_mode(0o600)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("could not write \"{}\"", path.display()))
+        }
+        _ => replace(path, content, 0o600),
+    }
+}
+
 /// Makes a directory's entries survive a crash.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -117,6 +127,19 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_secret_is_the_owners_whatever_the_file_was() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("magic");
+        for old in [false, true] {
+            if old {
+                fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("opened");
+            }
+            replace_secret(&path, b"secret").expect("written");
+            assert_eq!(fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+        }
+    }
 
     #[test]
     fn keeps_mode_and_link_and_leaves_nothing_beside() {

@@ -129,7 +129,7 @@ fn steps(args: &Add, dir: &DataDir, leader: &Login, id: u32) -> Result<(Vec<Step
     Ok((plan::add(backup, dir.content == Content::Unfinished, finish), None))
 }
 
-/// Arguments of pg_basebackup; the password comes by a file.
+/// Arguments of pg_basebackup; the password comes by the environment.
 fn backup_args(pgdata: &Path, leader: &Login, id: u32, more: Vec<String>) -> Vec<String> {
     let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
     let (host, port) = leader.hosts.first().cloned().unwrap_or_default();

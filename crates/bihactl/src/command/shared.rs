@@ -99,7 +99,7 @@ pub fn give_magic(magic: &str, file: Option<&Path>) -> Result<()> {
         ui::result(magic);
         return Ok(());
     };
-    let written = files::replace(file, format!("{magic}\n").as_bytes(), 0o600);
+    let written = files::replace_secret(file, format!("{magic}\n").as_bytes());
     if written.is_err() {
         ui::result(magic);
     }

@@ -1,6 +1,5 @@
 //! Steps that speak with the leader of the cluster that a node joins.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -79,11 +78,10 @@ impl Work {
     }
 
     pub(super) fn base_backup(&mut self, args: &[String]) -> Result<()> {
-        let mut passfile = tempfile::NamedTempFile::new()?;
-        writeln!(passfile, "*:*:*:biha_replication_user:{}", self.secrets.password)?;
         self.will_fill_directory();
         let mut command = self.tools.command("pg_basebackup");
-        command.args(args).env("PGPASSFILE", passfile.path());
+        // A file would be left by a bihactl that is killed; the environment is its owner's to read, as pg_biha is.
+        command.args(args).env("PGPASSWORD", &self.secrets.password);
         run(&mut command, Show::All)?;
         Ok(())
     }

@@ -5,13 +5,14 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::node::StopMode;
 use biha_cluster_tests::process::signal;
 use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::wait_until;
+use biha_core::{Term, image};
 use rustix::process::Signal;
 
 use crate::common::{A_MINUTE, TEN_SECONDS, diverge, failover_lines, wait_process};
@@ -23,6 +24,8 @@ const TIMELINES: u32 = 4;
 /// pause of that length is more than the limit.
 const RETRY: &str = "wal_retrieve_retry_interval=60s";
 const LIMIT: Duration = Duration::from_secs(20);
+/// So many timelines have been, some day.
+const LONG: u32 = 2000;
 /// What the receiver says of a timeline that the leader has not got.
 const ASTRAY: &str = "of the primary is behind recovery timeline";
 
@@ -137,6 +140,42 @@ fn a_leader_killed_before_its_first_checkpoint_is_rewound() {
         let lost = brief.biha_value("SELECT count(*) FROM biha.lost_transactions()")?;
         ensure!(lost == "1", "biha.lost_transactions() lists {lost}");
         next.query("INSERT INTO common VALUES (2)")?;
+        cluster.wait_caught_up(TEN_SECONDS)
+    });
+}
+
+/// More leaders than fit where they are told of one by one: as if each number had been one's.
+#[test]
+fn a_long_history_of_timelines_hinders_nobody() {
+    let name = "a_long_history_of_timelines_hinders_nobody";
+    run(name, Cluster::builder().nodes(1), &failover_lines(), |cluster, _| {
+        let node = cluster.leader()?.clone();
+        node.stop(StopMode::Fast)?;
+        let memory = node.data.join("pg_biha/biha.state");
+        let mut state = image::decode_state(&fs::read(&memory)?)?;
+        (state.term, state.voted_for) = (Term(LONG), None);
+        fs::write(&memory, image::encode_state(&state)?)?;
+        node.start()?;
+        cluster.wait_leader(A_MINUTE)?;
+        let opened = node.timeline()?;
+        ensure!(opened > LONG, "timeline {opened} was opened");
+        node.stop(StopMode::Fast)?;
+
+        let history = node.data.join(format!("pg_wal/{opened:08X}.history"));
+        let told = fs::read_to_string(&history)?;
+        let last = told.lines().rfind(|line| !line.is_empty()).context("an empty history")?;
+        let (last, left) = last.split_once('\t').context("no history")?;
+        let others: String =
+            (last.parse::<u32>()? + 1..opened).map(|timeline| format!("{timeline}\t{left}\n")).collect();
+        fs::write(&history, format!("{}\n{others}", told.trim_end()))?;
+        node.start()?;
+        cluster.wait_leader(A_MINUTE)?;
+        node.query("CREATE TABLE t (n int)")?;
+        cluster.add_node()?;
+        cluster.wait_healthy(A_MINUTE)?;
+        cluster.set_leader(&node, 2)?;
+        cluster.wait_leader_other_than(node.id, A_MINUTE)?.query("INSERT INTO t VALUES (1)")?;
+        cluster.wait_healthy(A_MINUTE)?;
         cluster.wait_caught_up(TEN_SECONDS)
     });
 }
