@@ -69,6 +69,7 @@ scenarios! {
     a_refused_connection_counts_where_it_is_trusted
     a_refused_connection_proves_nothing_by_default
     a_restarted_leader_does_not_wait_for_a_dead_node
+    who_waits_for_a_silent_voter_keeps_its_turn
     a_starting_follower_waits_for_its_leader
     a_removed_node_comes_back_as_a_new_one
     a_removal_that_no_quorum_has_is_taken_back

@@ -21,6 +21,7 @@ mod follow;
 mod handover;
 mod lead;
 mod limits;
+mod order;
 mod peers;
 mod repair;
 mod settle;

@@ -57,6 +57,12 @@ impl Figures {
         samples.entry(nodes).or_default().push(ms);
     }
 
+    /// How many leaders died alone, and how many switchovers there were.
+    pub fn planned(&self) -> [u64; 2] {
+        let count = |samples: &Samples| samples.values().map(|of| of.len() as u64).sum::<u64>();
+        [count(&self.silent) + count(&self.told), count(&self.switched)]
+    }
+
     pub fn switched_over(&mut self, nodes: u32, ms: Millis) {
         self.switched.entry(nodes).or_default().push(ms);
     }

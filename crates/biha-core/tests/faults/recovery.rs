@@ -47,7 +47,7 @@ impl Run {
             self.mend();
             self.work(50)?;
             if self.all_follow() && !self.operator.is_busy() {
-                return self.verdict();
+                return self.takes_a_write();
             }
         }
         if self.is_excused() { self.verdict() } else { Err(self.who_does_not_follow()) }
@@ -169,10 +169,24 @@ impl Run {
             self.mend();
             self.work(50)?;
             if self.all_follow() {
-                return self.verdict();
+                return self.takes_a_write();
             }
         }
         Err(self.who_does_not_follow())
+    }
+
+    /// An open gate is not enough: a client is told that it has committed.
+    fn takes_a_write(&mut self) -> Result<(), String> {
+        let (before, begin) = (self.cluster.checks.commits(), self.cluster.now);
+        self.commit();
+        while self.cluster.checks.commits() == before {
+            self.work(5)?;
+            if self.cluster.now > begin + WORK {
+                let error = Err(format!("L1: no commit is acknowledged within {WORK} ms"));
+                return if self.is_excused() { self.verdict() } else { error };
+            }
+        }
+        self.verdict()
     }
 
     /// A planned switchover loses nothing, also where replication is asynchronous.

@@ -193,7 +193,7 @@ impl Run {
     }
 
     /// A client at each server that is not in recovery.
-    fn commit(&mut self) {
+    pub(super) fn commit(&mut self) {
         for id in self.cluster.ids() {
             if self.cluster.host(id).server.mode == ServerMode::Production {
                 let _ = self.cluster.commit(id);
