@@ -1,5 +1,10 @@
 //! Server logs: a line of WARNING or worse that no scenario expects fails the test.
 
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use anyhow::{Context, Result};
+
 use crate::node::Node;
 
 /// Lines that are looked at: PostgreSQL's levels, errors of its programs that write to the same log, and
@@ -71,18 +76,34 @@ fn matches(pattern: &str, line: &str) -> bool {
     })
 }
 
-/// Unexpected lines of all nodes' logs, each with its node; empty is good.
-pub fn check(nodes: &[Node], expected: &[Expected]) -> Vec<String> {
-    nodes
-        .iter()
-        .flat_map(|node| {
-            let log = std::fs::read(&node.log).unwrap_or_default();
-            let log = String::from_utf8_lossy(&log);
-            let lines: Vec<String> =
-                unexpected(&log, expected).iter().map(|line| format!("node {}: {line}", node.id)).collect();
-            lines
-        })
-        .collect()
+/// Unexpected lines of the logs of all nodes that ever were in a cluster's directory, each with its log's name; empty is
+/// good. An error where a log cannot be read, or a node that is there has none.
+pub fn check(directory: &Path, nodes: &[Node], expected: &[Expected]) -> Result<Vec<String>> {
+    let mut logs = logs_in(directory).with_context(|| format!("logs in {}", directory.display()))?;
+    logs.extend(nodes.iter().map(|node| node.log.clone()));
+    logs.sort();
+    logs.dedup();
+    let mut found = Vec::new();
+    for path in logs {
+        let log = fs::read(&path).with_context(|| format!("could not read {}", path.display()))?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let log = String::from_utf8_lossy(&log);
+        found.extend(unexpected(&log, expected).iter().map(|line| format!("{name}: {line}")));
+    }
+    Ok(found)
+}
+
+fn logs_in(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let number = name.strip_prefix('n').and_then(|rest| rest.strip_suffix(".log"));
+        if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -106,6 +127,23 @@ thread '<unnamed>' panicked at src/lib.rs:1:1:
         let left = unexpected(LOG, &[refused]);
         assert_eq!(left.len(), 3);
         assert!(left.iter().all(|line| !line.contains("walreceiver")));
+    }
+
+    #[test]
+    fn the_logs_of_nodes_that_are_gone_are_read_and_one_that_cannot_be_is_an_error() {
+        let directory = std::env::temp_dir().join(format!("biha-logs-{}", std::process::id()));
+        let [gone, not_a_nodes] = ["n7.log", "copy1.log"].map(|name| directory.join(name));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(&gone, LOG).unwrap();
+        fs::write(&not_a_nodes, LOG).unwrap();
+        let found = check(&directory, &[], &[]).unwrap();
+        assert_eq!(found.len(), 4);
+        assert!(found.iter().all(|line| line.starts_with("n7: ")), "{found:?}");
+        fs::remove_file(&gone).unwrap();
+        fs::create_dir(&gone).unwrap();
+        let unread = check(&directory, &[], &[]);
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(unread.is_err());
     }
 
     #[test]

@@ -69,7 +69,7 @@ fn prepared(
         let made = started.elapsed();
         let mut figures = Figures::default();
         let result = body(&mut cluster, &mut figures).and_then(|()| {
-            let lines = logs::check(cluster.nodes(), expected);
+            let lines = logs::check(&cluster.directory, cluster.nodes(), expected)?;
             ensure!(lines.is_empty(), "unexpected lines in the server logs:\n  {}", lines.join("\n  "));
             Ok(())
         });

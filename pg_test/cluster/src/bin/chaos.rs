@@ -46,9 +46,10 @@ fn options() -> Result<Options> {
 /// Makes a cluster and runs a round on it; keeps its files if anything is wrong.
 fn play(round: &Round) -> Result<Report> {
     let mut cluster = round::builder(round).start()?;
-    let result = round::run(&mut cluster, round).map(|mut report| {
-        report.violations.extend(logs::check(cluster.nodes(), &round::expected()));
-        report
+    let result = round::run(&mut cluster, round).and_then(|mut report| {
+        let lines = logs::check(&cluster.directory, cluster.nodes(), &round::expected())?;
+        report.violations.extend(lines);
+        Ok(report)
     });
     if !result.as_ref().is_ok_and(|report| report.violations.is_empty()) {
         cluster.keep();

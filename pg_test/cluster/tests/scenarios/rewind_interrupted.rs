@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::query;
 use biha_cluster_tests::cluster::Cluster;
 use biha_cluster_tests::disk::Disk;
-use biha_cluster_tests::logs::expect;
+use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{CHANGES, CLOSED, Node, REWIND};
 use biha_cluster_tests::oracle::{Load, Oracle};
 use biha_cluster_tests::process::{said, signal};
@@ -147,6 +147,13 @@ fn expect_unusable(node: &Node) -> Result<()> {
     let id = format!("biha.id = '{}'\n", node.id);
     ensure!(own.contains(&id), "this node's own configuration is not kept: {own}");
     Ok(())
+}
+
+/// What the logs say where PostgreSQL refuses the directory.
+fn unusable_lines() -> Vec<Expected> {
+    let mut lines = failover_lines();
+    lines.push(expect("FATAL:  data directory *has invalid permissions", "it is half rewound"));
+    lines
 }
 
 /// "Making a node anew" of the manual: removed, then added from an empty directory under a new number.
@@ -292,7 +299,7 @@ fn a_rewind_takes_wal_from_the_archive() {
 }
 
 fn pg_rewind_killed(name: &str, moment: Moment) {
-    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+    run(name, Cluster::builder(), &unusable_lines(), |cluster, figures| {
         let (old, rewind, oracle) = rewind_until(cluster, moment)?;
         ensure!(!old.data.join("backup_label").exists(), "too late: PostgreSQL would see what it is");
         let mark = old.log_mark();
@@ -320,7 +327,7 @@ fn pg_rewind_killed_while_tables_are_copied() {
 #[test]
 fn postmaster_killed_during_a_rewind() {
     let name = "postmaster_killed_during_a_rewind";
-    run(name, Cluster::builder(), &failover_lines(), |cluster, figures| {
+    run(name, Cluster::builder(), &unusable_lines(), |cluster, figures| {
         let (old, rewind, oracle) = rewind_until(cluster, Moment::NoConfiguration)?;
         old.kill_postmaster()?;
         // pg_rewind, too: a new postmaster would not know of it.
