@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 
 use crate::node::Node;
 
-/// Lines that are looked at: PostgreSQL's levels, errors of its programs that write to the same log, and
-/// crashes, which PostgreSQL reports as LOG.
-const LOOKED_AT: [&str; 8] = [
+/// Lines that are looked at: PostgreSQL's levels, errors of its programs that write to the same log, crashes, which
+/// PostgreSQL reports as LOG, and last words of a C library that finds its memory damaged, or of a failed assertion.
+const LOOKED_AT: [&str; 16] = [
     " WARNING:  ",
     " ERROR:  ",
     " FATAL:  ",
@@ -18,9 +18,23 @@ const LOOKED_AT: [&str; 8] = [
     "pg_rewind: fatal: ",
     " was terminated by signal ",
     " panicked at ",
+    "TRAP: ",
+    "free(): ",
+    "malloc(): ",
+    "realloc(): ",
+    "double free",
+    "corrupted size",
+    "corrupted double-linked",
+    "stack smashing",
 ];
+/// SQLSTATEs in a line's prefix of what is wrong with the program, or with its data. A panic of Rust in a server process
+/// is such an error, too.
+const INTERNAL: [&str; 3] = [" XX000 ", " XX001 ", " XX002 "];
+/// How the postmaster tells of a process that has aborted.
+const ABORTED: &str = " was terminated by signal 6";
 
-/// A line that may be there, and why that is right.
+/// A line that may be there, and why that is right. A pattern that ends with the level, and so holds for any message,
+/// holds for none of [`INTERNAL`]; and an abort is right only after a PANIC that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Part of the line; `*` stands for anything.
@@ -58,10 +72,24 @@ pub const LEADER_GONE: [Expected; 4] = [
 
 /// Lines of a log that should not be there.
 pub fn unexpected<'a>(log: &'a str, expected: &[Expected]) -> Vec<&'a str> {
+    let excused = |line: &&str| ANYWHERE.iter().chain(expected).any(|allowed| allowed.excuses(line));
+    let panics: Vec<&str> = log.lines().filter(|line| line.contains(" PANIC:  ")).filter(excused).collect();
+    let of_a_panic = |line: &str| {
+        let pid = line.split_once("(PID ").and_then(|(_, rest)| rest.split_once(')')).map(|(pid, _)| pid);
+        pid.is_some_and(|pid| panics.iter().any(|panic| panic.contains(&format!("[{pid}]"))))
+    };
     log.lines()
         .filter(|line| LOOKED_AT.iter().any(|mark| line.contains(mark)))
-        .filter(|line| !ANYWHERE.iter().chain(expected).any(|allowed| matches(allowed.pattern, line)))
+        .filter(|line| !excused(line) || (line.contains(ABORTED) && !of_a_panic(line)))
         .collect()
+}
+
+impl Expected {
+    fn excuses(&self, line: &str) -> bool {
+        let of_any_message = self.pattern.ends_with(":  ");
+        let internal = INTERNAL.iter().any(|state| line.contains(state));
+        matches(self.pattern, line) && !(of_any_message && internal)
+    }
 }
 
 /// Does the line contain the pattern's parts in order?
@@ -127,6 +155,37 @@ thread '<unnamed>' panicked at src/lib.rs:1:1:
         let left = unexpected(LOG, &[refused]);
         assert_eq!(left.len(), 3);
         assert!(left.iter().all(|line| !line.contains("walreceiver")));
+    }
+
+    #[test]
+    fn what_excuses_any_message_excuses_no_internal_error_and_no_corruption() {
+        let any = [expect(" ERROR:  ", "faults"), expect(" WARNING:  ", "faults")];
+        let line =
+            |code, level| format!("2026-01-01 00:00:00.000 UTC [1] startup {code} {level}:  it is lost");
+        for (code, level) in [("XX000", "ERROR"), ("XX001", "WARNING"), ("XX002", "ERROR")] {
+            assert_eq!(unexpected(&line(code, level), &any).len(), 1, "{code}");
+            let named = expect("startup XX00*:  it is", "this very one");
+            assert!(unexpected(&line(code, level), &[any[0], named]).is_empty(), "{code}");
+        }
+        assert!(unexpected(&line("58030", "ERROR"), &any).is_empty());
+        assert!(unexpected("… client backend 22023 ERROR:  no SQLSTATE is XX000", &any).is_empty());
+        assert!(unexpected("… startup 00000 HINT:  … some data might be corrupted and …", &any).is_empty());
+        assert_eq!(unexpected("free(): invalid pointer\ncorrupted size vs. prev_size\n", &any).len(), 2);
+    }
+
+    #[test]
+    fn an_abort_needs_a_panic_of_that_process_that_is_excused() {
+        let expected = [
+            expect(" PANIC:  *No space left on device", "a full disk"),
+            expect("was terminated by signal 6", "a PANIC"),
+        ];
+        let panic = |pid, text| format!("[{pid}] walreceiver 53100 PANIC:  could not write: {text}\n");
+        let aborted = "[1] postmaster 00000 LOG:  process (PID 16) was terminated by signal 6: Aborted\n";
+        let found = |log: String| unexpected(&log, &expected).len();
+        assert_eq!(found(panic(16, "No space left on device") + aborted), 0);
+        assert_eq!(found(aborted.into()), 1);
+        assert_eq!(found(panic(6, "No space left on device") + aborted), 1);
+        assert_eq!(found(panic(16, "it is lost") + aborted), 2);
     }
 
     #[test]

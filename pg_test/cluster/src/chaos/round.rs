@@ -139,6 +139,7 @@ pub fn expected() -> Vec<Expected> {
         expect(" PANIC:  *Read-only file system", "a disk that refuses writes"),
         expect(" PANIC:  *Input/output error", "a disk that refuses writes"),
         expect("was terminated by signal 6", "a PANIC"),
+        expect(" XX000 FATAL:  could not write init file", "a full disk, at a login"),
         expect("pg_rewind: error: ", "its source may go away"),
         expect("pg_rewind: fatal: ", "its source may go away"),
     ]
