@@ -148,6 +148,11 @@ pub fn sqlstate(error: &anyhow::Error) -> Option<String> {
     Some(error.code()?.code().to_string())
 }
 
+/// Is this one of biha's answers that promise that nothing was committed?
+pub fn is_refusal(error: &anyhow::Error) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("25006" | "40000"))
+}
+
 /// The server's message, detail and hint of a failed query.
 pub fn server_message(error: &anyhow::Error) -> Option<(String, String, String)> {
     let error = error.chain().find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>())?;

@@ -2,7 +2,8 @@
 //!
 //! Ordinary workers find the writable server through a multi-host string, as an application does. Patient
 //! ones stay with one server whatever happens, and so catch a leader that doesn't know it was deposed.
-//! A row that failed is never tried again: its outcome is unknown, and both outcomes are right.
+//! A row that failed is never tried again: its outcome is unknown, and both outcomes are right, unless the server said
+//! that nothing was committed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_postgres::config::TargetSessionAttrs;
 
-use crate::client::{Address, Connection, connect, connect_writable, runtime, sqlstate};
+use crate::client::{Address, Connection, connect, connect_writable, is_refusal, runtime, sqlstate};
 use crate::cluster::Cluster;
 use crate::verdict::{Ack, FIRST_PATIENT, Key, Run};
 use crate::wait::wait_for;
@@ -59,6 +60,7 @@ struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicUsize,
     acks: Mutex<Vec<Ack>>,
+    refused: Mutex<Vec<Key>>,
     errors: Mutex<BTreeMap<String, usize>>,
     hosts: Mutex<Vec<Address>>,
     patient: Mutex<Vec<(u32, Address)>>,
@@ -74,6 +76,19 @@ impl Shared {
             self.acknowledged.fetch_add(1, Ordering::Relaxed);
         }
         lock(&self.acks).push(ack);
+    }
+
+    /// What came of a write. Gives whether it was acknowledged.
+    fn answer(&self, key: Key, sent: Instant, answer: &Result<(u32, u32)>) -> bool {
+        match answer {
+            Ok((timeline, xid)) => {
+                let acked = Instant::now();
+                self.acknowledge(Ack { key, timeline: *timeline, xid: *xid, sent, acked });
+            }
+            Err(error) if is_refusal(error) => lock(&self.refused).push(key),
+            Err(_) => {}
+        }
+        answer.is_ok()
     }
 
     fn note(&self, error: &anyhow::Error) {
@@ -154,7 +169,8 @@ impl Oracle {
         let mut acks = std::mem::take(&mut *lock(&self.shared.acks));
         acks.sort_by_key(|ack| ack.acked);
         let errors = std::mem::take(&mut *lock(&self.shared.errors));
-        Ok(Run { acks, errors, started: self.started, ended: Instant::now() })
+        let refused = std::mem::take(&mut *lock(&self.shared.refused));
+        Ok(Run { acks, refused, errors, started: self.started, ended: Instant::now() })
     }
 
     fn end(&mut self) -> Result<()> {
@@ -228,15 +244,13 @@ async fn worker(client: u32, load: Load, shared: Arc<Shared>) {
         seq += 1;
         let key = Key { client, seq };
         let sent = Instant::now();
-        match write(&open, key, load.write_limit).await {
-            Ok((timeline, xid)) => {
-                shared.acknowledge(Ack { key, timeline, xid, sent, acked: Instant::now() });
-                connection = Some(open);
-            }
-            Err(error) => {
-                shared.note(&error);
-                first += 1;
-            }
+        let answer = write(&open, key, load.write_limit).await;
+        if shared.answer(key, sent, &answer) {
+            connection = Some(open);
+        }
+        if let Err(error) = answer {
+            shared.note(&error);
+            first += 1;
         }
     }
 }
@@ -281,9 +295,8 @@ async fn patient_client(node: u32, address: Address, shared: Arc<Shared>) {
         seq += 1;
         let key = Key { client, seq };
         let sent = Instant::now();
-        if let Ok((timeline, xid)) = write(&open, key, PATIENCE).await {
-            shared.acknowledge(Ack { key, timeline, xid, sent, acked: Instant::now() });
-        }
+        let answer = write(&open, key, PATIENCE).await;
+        shared.answer(key, sent, &answer);
         if !open.client.is_closed() {
             connection = Some(open);
         }

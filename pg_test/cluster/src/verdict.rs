@@ -1,5 +1,5 @@
-//! What an oracle's record says: how long nothing was acknowledged, what was lost, and whether an old leader
-//! acknowledged anything after the new one did.
+//! What an oracle's record says: how long nothing was acknowledged, what was lost, whether an old leader acknowledged
+//! anything after the new one did, and whether what was refused is there all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -38,6 +38,8 @@ pub struct Ack {
 pub struct Run {
     /// In the order of their acknowledgement.
     pub acks: Vec<Ack>,
+    /// Rows of which a server said that nothing of them was committed.
+    pub refused: Vec<Key>,
     /// Failed attempts by SQLSTATE, or by message where the server told none.
     pub errors: BTreeMap<String, usize>,
     /// When the load started.
@@ -55,6 +57,8 @@ pub struct Verdict {
     pub lost: Vec<Ack>,
     /// There, but never acknowledged: allowed, the answer was lost.
     pub unacknowledged: usize,
+    /// There, though a server had said that nothing of it was committed.
+    pub refused: Vec<Key>,
     /// Acknowledged on a timeline after a newer one had acknowledged: two leaders.
     pub stale: Vec<Ack>,
 }
@@ -101,13 +105,14 @@ impl Run {
             acknowledged: acknowledged.len(),
             lost: self.acks.iter().filter(|ack| !present.contains(&ack.key)).copied().collect(),
             unacknowledged: present.difference(&acknowledged).count(),
+            refused: self.refused.iter().filter(|key| present.contains(key)).copied().collect(),
             stale: self.stale(),
         }
     }
 }
 
 impl Verdict {
-    /// No two leaders acknowledged.
+    /// No two leaders acknowledged, and whoever was refused was told the truth.
     pub fn expect_one_leader(&self) -> Result<()> {
         ensure!(
             self.stale.is_empty(),
@@ -115,10 +120,16 @@ impl Verdict {
             self.stale.len(),
             &self.stale[..self.stale.len().min(5)]
         );
+        ensure!(
+            self.refused.is_empty(),
+            "{} rows are there of which a server had said that nothing was committed: {:?}",
+            self.refused.len(),
+            &self.refused[..self.refused.len().min(5)]
+        );
         Ok(())
     }
 
-    /// No acknowledged row is lost, and no two leaders acknowledged.
+    /// No acknowledged row is lost, and [`Verdict::expect_one_leader`].
     pub fn expect_nothing_lost(&self) -> Result<()> {
         ensure!(
             self.lost.is_empty(),
@@ -149,7 +160,7 @@ mod tests {
                 acked: at(ms),
             })
             .collect();
-        Run { acks, errors: BTreeMap::new(), started, ended: at(end) }
+        Run { acks, refused: Vec::new(), errors: BTreeMap::new(), started, ended: at(end) }
     }
 
     #[test]
@@ -186,5 +197,16 @@ mod tests {
         assert_eq!(verdict.lost.iter().map(|ack| ack.key.seq).collect::<Vec<_>>(), [1]);
         assert!(verdict.expect_nothing_lost().is_err());
         assert!(verdict.expect_one_leader().is_ok());
+    }
+
+    #[test]
+    fn a_refused_row_that_is_there_is_found() {
+        let [kept, gone] = [3, 4].map(|seq| Key { client: 0, seq });
+        let run = Run { refused: vec![kept, gone], ..record(&[(0, 2, 10)], 30) };
+        let first = Key { client: 0, seq: 1 };
+        assert!(run.judge(&[first]).expect_nothing_lost().is_ok());
+        let verdict = run.judge(&[first, kept]);
+        assert_eq!(verdict.refused, [kept]);
+        assert!(verdict.expect_one_leader().is_err() && verdict.expect_nothing_lost().is_err());
     }
 }

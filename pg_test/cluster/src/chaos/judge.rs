@@ -30,6 +30,8 @@ pub fn all(
         violations
             .push(format!("acknowledged by an old leader: {} {ack:?}", place(&protocol.past, ack.acked)));
     }
+    let refused = verdict.refused.iter();
+    violations.extend(refused.map(|key| format!("there, though nothing was said to be committed: {key:?}")));
     let mut done: Vec<Done> = protocol.past.iter().map(|past| past.done(record)).collect();
     for ack in &verdict.lost {
         let index = protocol.past.iter().rposition(|past| past.began <= ack.acked + BEHIND);

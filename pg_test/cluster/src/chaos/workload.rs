@@ -15,7 +15,7 @@ use tokio_postgres::config::TargetSessionAttrs;
 
 use crate::chaos::random::Random;
 use crate::chaos::register::{Call, Outcome};
-use crate::client::{Address, Connection, Rows, connect, connect_writable, runtime, sqlstate};
+use crate::client::{Address, Connection, Rows, connect, connect_writable, is_refusal, runtime};
 use crate::cluster::Cluster;
 
 /// Number of accounts, each with [`BALANCE`] at first.
@@ -274,12 +274,9 @@ impl Client {
     }
 }
 
-/// 25006 and 40000 of biha: nothing was committed. Anything else says nothing.
+/// A refusal: nothing was committed. Anything else says nothing.
 fn outcome_of(error: &anyhow::Error) -> Outcome {
-    match sqlstate(error).as_deref() {
-        Some("25006" | "40000") => Outcome::Failed,
-        _ => Outcome::Unknown,
-    }
+    if is_refusal(error) { Outcome::Failed } else { Outcome::Unknown }
 }
 
 async fn ask(connection: &Connection, sql: &str) -> Result<Rows> {
