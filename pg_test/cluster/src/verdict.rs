@@ -84,6 +84,12 @@ impl Run {
         longest
     }
 
+    /// From `from` until an ordinary worker's write was acknowledged; where none was any more, until the load's end.
+    pub fn unwritten(&self, from: Instant) -> Duration {
+        let mut ordinary = self.acks.iter().filter(|ack| ack.key.client < FIRST_PATIENT);
+        ordinary.find(|ack| ack.acked >= from).map_or(self.ended, |ack| ack.acked) - from
+    }
+
     /// Acknowledgements of a timeline that came after the first of a newer one.
     pub fn stale(&self) -> Vec<Ack> {
         let mut newest = 0;
@@ -171,6 +177,13 @@ mod tests {
         assert_eq!(run.outage(run.started), Duration::from_millis(300));
         assert_eq!(run.outage_between(run.started, fault), Duration::from_millis(300));
         assert_eq!(run.outage_between(run.acks[0].acked, run.acks[1].acked), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn what_is_unwritten_ends_with_an_ordinary_workers_acknowledgement() {
+        let run = record(&[(0, 2, 300), (FIRST_PATIENT + 1, 2, 310), (0, 2, 320)], 440);
+        let since = |ms| run.unwritten(run.started + Duration::from_millis(ms));
+        assert_eq!([300, 301, 330].map(since), [0, 19, 110].map(Duration::from_millis));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use crate::chaos::liveness;
 use crate::chaos::losses::{BEHIND, wrong_loss};
 use crate::chaos::register::{Call, Initial, Outcome, check};
 use crate::chaos::reign;
@@ -33,6 +34,8 @@ pub fn all(
     let refused = verdict.refused.iter();
     violations.extend(refused.map(|key| format!("there, though nothing was said to be committed: {key:?}")));
     let mut done: Vec<Done> = protocol.past.iter().map(|past| past.done(record)).collect();
+    let late = |(past, done): (&Past, &Done)| liveness::unwritten(&past.step, done.written);
+    violations.extend(protocol.past.iter().zip(&done).filter_map(late));
     for ack in &verdict.lost {
         let index = protocol.past.iter().rposition(|past| past.began <= ack.acked + BEHIND);
         if let Some(index) = index {
@@ -83,6 +86,7 @@ impl Past {
             // Until writes flow again, and a little more: the gap ends with the first of them.
             outage: record.outage_between(self.began, self.healed + Duration::from_secs(1)),
             led: self.led,
+            written: record.unwritten(self.said),
             healed: self.healed - self.over,
             lost: 0,
             hands: self.hands,

@@ -1,4 +1,5 @@
-//! L1: when the faults are over and a majority lives, somebody takes writes soon. And it does so without hands.
+//! L1: when the faults are over and a majority lives, somebody takes writes soon, and clients are answered. And it does
+//! so without hands.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -19,27 +20,40 @@ const PROMOTION: Duration = Duration::from_millis(500);
 const LOADED: Duration = Duration::from_millis(1500);
 /// All of it.
 const SOON: Duration = ELECTION.saturating_add(PROMOTION).saturating_add(LOADED);
+/// A standby that a commit waits for hears of the leader, ends its receiver, and connects.
+const STANDBY: Duration = Duration::from_secs(1);
+/// A client gives up a write that nobody answers, after 1 s, and dials up to four hosts in vain.
+const CLIENT: Duration = Duration::from_secs(2);
+/// From a leader's word to an acknowledgement. Rounds show 1.4 s.
+const WRITTEN: Duration = STANDBY.saturating_add(CLIENT).saturating_add(LOADED);
 /// The end of all patience once a majority lives. Whatever disk or link was slow.
 const AT_LAST: Duration = Duration::from_secs(15);
 /// States in which a node knows where its WAL ends, and can vote or lead.
 const ELECTABLE: [&str; 5] = ["CSTATE_FORMING", "FOLLOWER", "CANDIDATE", "LEADER_RO", "LEADER_RW"];
 
-/// How long there was a majority of nodes that can vote and lead, but nobody took writes.
-pub fn wait_leader(cluster: &Cluster) -> Result<Duration> {
+/// How long there was a majority of nodes that can vote and lead, but nobody took writes; and when somebody said that it
+/// does.
+pub fn wait_leader(cluster: &Cluster) -> Result<(Duration, Instant)> {
     let mut alive: Option<Instant> = None;
     let waited = wait_until("a leader that takes writes", LATER, || {
-        let states: Vec<String> = cluster
-            .nodes()
-            .iter()
-            .map(|node| node.own_status().map_or_else(|error| format!("{error:#}"), |own| own.state))
-            .collect();
-        let now = Instant::now();
-        if is_majority(&states) {
-            alive.get_or_insert(now);
+        // From before they are asked: the answers may take long.
+        let asked = Instant::now();
+        let mut said = None;
+        let mut states = Vec::new();
+        for node in cluster.nodes() {
+            let state = node.own_status().map_or_else(|error| format!("{error:#}"), |own| own.state);
+            if state == "LEADER_RW" {
+                said.get_or_insert_with(Instant::now);
+            }
+            states.push(state);
         }
+        if is_majority(&states) {
+            alive.get_or_insert(asked);
+        }
+        let now = said.unwrap_or_else(Instant::now);
         let since = alive.map_or(Duration::ZERO, |alive| now - alive);
-        if states.iter().any(|state| state == "LEADER_RW") {
-            return Ok(Ok(since));
+        if said.is_some() {
+            return Ok(Ok((since, now)));
         }
         if since > AT_LAST {
             return Ok(Err(anyhow!("nobody takes writes {since:?} after a majority lived: {states:?}")));
@@ -61,6 +75,18 @@ pub fn late(step: &Step, took: Duration) -> Option<String> {
         format!(
             "L1: {step}: nobody took writes for {took:?} after a majority lived; {SOON:?} are allowed: two election \
              timeouts ({ELECTION:?}), a promotion ({PROMOTION:?}), a machine that is busy ({LOADED:?})"
+        )
+    })
+}
+
+/// What is wrong with how long clients went unanswered once somebody said that it takes writes.
+pub fn unwritten(step: &Step, took: Duration) -> Option<String> {
+    let excused = step.faults.iter().any(|fault| fault.kind.slows());
+    (took > WRITTEN && !excused).then(|| {
+        format!(
+            "L1: {step}: no write was acknowledged for {took:?} after somebody led; {WRITTEN:?} are allowed: a \
+             standby that connects ({STANDBY:?}), a client that gives up and dials ({CLIENT:?}), a machine that is busy \
+             ({LOADED:?})"
         )
     })
 }
@@ -134,6 +160,16 @@ mod tests {
         assert!(late(&step(&[Kind::KillNode, Kind::FreezeLong]), late_).is_some());
         assert_eq!(late(&step(&[Kind::KillNode, Kind::Loss]), late_), None);
         assert_eq!(late(&step(&[Kind::DiskHangs]), late_), None);
+    }
+
+    #[test]
+    fn a_leader_under_whom_nothing_is_acknowledged_is_found_unless_a_disk_or_link_was_slow() {
+        let late_ = WRITTEN + Duration::from_millis(1);
+        assert_eq!(unwritten(&step(&[Kind::KillAll]), WRITTEN), None);
+        assert!(
+            unwritten(&step(&[Kind::KillAll]), late_).is_some_and(|text| text.contains("4.5s are allowed"))
+        );
+        assert_eq!(unwritten(&step(&[Kind::KillAll, Kind::DiskSlow]), late_), None);
     }
 
     #[test]

@@ -81,6 +81,7 @@ mod tests {
             cuts_clients: false,
             gone: false,
             led: Duration::ZERO,
+            said: began + 60_000 * MS,
             hands: 0,
         }
     }

@@ -17,6 +17,8 @@ pub struct Done {
     pub outage: Duration,
     /// Afterwards, the time for which a majority lived and nobody took writes.
     pub led: Duration,
+    /// From when somebody said that it takes writes until one was acknowledged.
+    pub written: Duration,
     /// From the last remedy until one leads and all others stream.
     pub healed: Duration,
     /// Acknowledged rows that are lost.
@@ -80,27 +82,29 @@ impl Report {
             kinds.entry(&done.name).or_default().push(done);
         }
         let mut text = format!(
-            "{:16} {:>4} {:>8} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6} {:>5}\n",
-            "fault", "n", "outage", "p99", "max", "L1 max", "healed", "max", "lost", "hands"
+            "{:16} {:>4} {:>8} {:>8} {:>8} {:>6} {:>7} {:>8} {:>8} {:>6} {:>5}\n",
+            "fault", "n", "outage", "p99", "max", "L1 max", "written", "healed", "max", "lost", "hands"
         );
         for (name, list) in kinds {
             let [outage, p99, worst] = spread(list.iter().map(|done| done.outage));
             let [healed, _, slowest] = spread(list.iter().map(|done| done.healed));
             let [_, _, led] = spread(list.iter().map(|done| done.led));
+            let [_, _, written] = spread(list.iter().map(|done| done.written));
             let lost: usize = list.iter().map(|done| done.lost).sum();
             let hands: usize = list.iter().map(|done| done.hands).sum();
             // Writing to a string can't fail.
             writeln!(
                 text,
-                "{name:16} {:>4} {outage:>8.0} {p99:>8.0} {worst:>8.0} {led:>6.0} {healed:>8.0} {slowest:>8.0} \
-                 {lost:>6} {hands:>5}",
+                "{name:16} {:>4} {outage:>8.0} {p99:>8.0} {worst:>8.0} {led:>6.0} {written:>7.0} {healed:>8.0} \
+                 {slowest:>8.0} {lost:>6} {hands:>5}",
                 list.len()
             )
             .ok();
         }
         writeln!(
             text,
-            "(ms; medians but for p99 and max; L1: a majority lived and nobody took writes) {} faults; {} hands; \
+            "(ms; medians but for p99 and max; L1: a majority lived and nobody took writes; \
+             written: from a leader's word to the first acknowledgement, max) {} faults; {} hands; \
              {} rows acknowledged, {} lost; {} transfers, {} sums read; {} calls to registers; {} violations",
             self.faults(),
             self.hands(),
@@ -138,6 +142,7 @@ mod tests {
             faults: 1,
             outage: Duration::ZERO,
             led: Duration::from_millis(led),
+            written: Duration::ZERO,
             healed: Duration::ZERO,
             lost: 0,
             hands,

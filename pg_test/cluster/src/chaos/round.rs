@@ -86,6 +86,8 @@ pub struct Past {
     pub gone: bool,
     /// For how long a majority lived when it was over, and nobody took writes.
     pub led: Duration,
+    /// When somebody said that it takes writes.
+    pub said: Instant,
     /// What an operator had to do for nodes.
     pub hands: usize,
 }
@@ -219,13 +221,13 @@ fn one(
     hold(step.faults.iter().map(|fault| fault.duration).max().unwrap_or(0));
     undo(cluster, &mut done)?;
     let over = Instant::now();
-    let led = liveness::wait_leader(cluster)?;
+    // Who leads may have been added meanwhile.
+    dial(cluster, oracle, workload);
+    let (led, said) = liveness::wait_leader(cluster)?;
     protocol.violations.extend(liveness::late(step, led));
     let hands = mend(cluster, round, &done)?;
     protocol.violations.extend(liveness::needless(round.autoreclone, step, &hands));
-    oracle.set_hosts(cluster.addresses());
-    oracle.set_patient(cluster.nodes().iter().map(|node| (node.id, node.address.clone())).collect());
-    workload.set_hosts(cluster.addresses());
+    dial(cluster, oracle, workload);
     let after = office(cluster)?;
     let healed = Instant::now();
     oracle.wait_acks(20, LATER)?;
@@ -247,8 +249,16 @@ fn one(
         cuts_clients: done.iter().any(|struck| struck.cuts_clients),
         gone: members.iter().any(|id| !now.contains(id)),
         led,
+        said,
         hands: hands.len(),
     })
+}
+
+/// Tells clients who the members are.
+fn dial(cluster: &Cluster, oracle: &Oracle, workload: &Workload) {
+    oracle.set_hosts(cluster.addresses());
+    oracle.set_patient(cluster.nodes().iter().map(|node| (node.id, node.address.clone())).collect());
+    workload.set_hosts(cluster.addresses());
 }
 
 fn numbers(cluster: &Cluster) -> Vec<u32> {
