@@ -46,12 +46,12 @@ pub fn rewind_killed(cluster: &Cluster, leader: u32, fault: &Fault) -> Result<St
     old.start_unawaited()?;
     let changed = past_return(fault);
     let rewind = seen(old, if changed { REWIND } else { "pg_rewind" })?;
-    let met = match rewind {
-        None => "no pg_rewind was seen",
-        Some(pid) if changed && !stopped_when_changing(pid)? => "pg_rewind had ended",
+    let (missed, met) = match rewind {
+        None => (true, "no pg_rewind was seen"),
+        Some(pid) if changed && !stopped_when_changing(pid)? => (true, "pg_rewind had ended"),
         Some(pid) => {
             process::signal(pid, Signal::KILL)?;
-            if changed { "pg_rewind killed past return" } else { "pg_rewind killed at sight" }
+            (false, if changed { "pg_rewind killed past return" } else { "pg_rewind killed at sight" })
         }
     };
     let mut told = String::new();
@@ -62,7 +62,7 @@ pub fn rewind_killed(cluster: &Cluster, leader: u32, fault: &Fault) -> Result<St
         let said = SAID.iter().find(|(words, _)| log.contains(words));
         told = said.map_or("was done already", |(_, told)| *told).to_owned();
     }
-    Ok(Struck { fell, ..struck(leader, remedy, Some(at), format!("{met}: {told}")) })
+    Ok(Struck { fell, missed, ..struck(leader, remedy, Some(at), format!("{met}: {told}")) })
 }
 
 /// Is pg_rewind to be killed only when it has begun to change files?

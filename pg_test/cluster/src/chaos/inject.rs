@@ -67,6 +67,8 @@ pub struct Struck {
     pub cuts_clients: bool,
     /// A disk was sick, which may have ended a server, or hindered a rewind.
     pub sick_disk: bool,
+    /// It came too late to happen.
+    pub missed: bool,
     /// What the cluster promised to keep, as a query in biha_db that must say true.
     pub promised: Option<String>,
     /// What came of it, for the protocol.
@@ -83,6 +85,7 @@ impl Struck {
             fell: None,
             cuts_clients: false,
             sick_disk: false,
+            missed: false,
             promised: None,
             told: String::new(),
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use crate::chaos::enough;
 use crate::chaos::liveness;
 use crate::chaos::losses::{BEHIND, wrong_loss};
 use crate::chaos::register::{Call, Initial, Outcome, check};
@@ -52,10 +53,9 @@ pub fn all(
     violations.extend(one_node_a_timeline(&seen.entries));
     let lease = i64::try_from(LEASE_MIN.as_micros())?;
     violations.extend(reign::violations(&reign::reigns(&protocol.witness.events, &protocol.blows, lease)));
-    ensure!(
-        !protocol.witness.events.is_empty() && seen.sums > 0 && !seen.entries.is_empty(),
-        "nothing was seen"
-    );
+    violations.extend(enough::too_little(record, seen));
+    violations.extend(enough::no_rewind_killed(&protocol.past));
+    ensure!(!protocol.witness.events.is_empty(), "no node told of anything");
     Ok(Report {
         done,
         acknowledged: verdict.acknowledged,
@@ -82,7 +82,8 @@ impl Past {
     fn done(&self, record: &Run) -> Done {
         Done {
             name: self.step.name(),
-            faults: self.step.faults.len(),
+            faults: self.step.faults.len() - self.missed,
+            missed: self.missed,
             // Until writes flow again, and a little more: the gap ends with the first of them.
             outage: record.outage_between(self.began, self.healed + Duration::from_secs(1)),
             led: self.led,

@@ -136,7 +136,7 @@ pub fn complete(left_out: &[String], ci: bool) -> Result<()> {
     if left_out.is_empty() {
         return Ok(());
     }
-    let text = format!("NOT DONE, for want of loop devices: {}", left_out.join(", "));
+    let text = format!("NOT DONE, for want of loop devices or NFQUEUE: {}", left_out.join(", "));
     ensure!(!ci, "{text}; CI is set, so nothing may be left out");
     eprintln!("{text}");
     Ok(())

@@ -57,7 +57,7 @@ impl Past {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::time::Instant;
 
     use super::*;
@@ -67,7 +67,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// A step of a minute; the leader of term 2 was hit 1 s after its beginning, and term 3 followed.
-    fn past(kind: Kind) -> Past {
+    pub fn past(kind: Kind) -> Past {
         let fault = Fault { kind, target: Target::Leader, duration: 0, chance: 0 };
         let began = Instant::now();
         Past {
@@ -83,6 +83,7 @@ mod tests {
             led: Duration::ZERO,
             said: began + 60_000 * MS,
             hands: 0,
+            missed: 0,
         }
     }
 

@@ -2,6 +2,7 @@
 //! registers are linearizable, nobody leads beside another, and the cluster heals without hands.
 
 mod damage;
+mod enough;
 mod hardware;
 pub mod inject;
 mod interrupted;

@@ -13,6 +13,8 @@ pub struct Done {
     pub name: String,
     /// How many faults it was.
     pub faults: usize,
+    /// Faults that came too late to happen.
+    pub missed: usize,
     /// The longest time without an acknowledged write until the next step.
     pub outage: Duration,
     /// Afterwards, the time for which a majority lived and nobody took writes.
@@ -48,6 +50,11 @@ impl Report {
     /// Number of faults.
     pub fn faults(&self) -> usize {
         self.done.iter().map(|done| done.faults).sum()
+    }
+
+    /// Faults that came too late to happen.
+    pub fn missed(&self) -> usize {
+        self.done.iter().map(|done| done.missed).sum()
     }
 
     /// Acknowledged rows that are lost.
@@ -104,9 +111,10 @@ impl Report {
         writeln!(
             text,
             "(ms; medians but for p99 and max; L1: a majority lived and nobody took writes; \
-             written: from a leader's word to the first acknowledgement, max) {} faults; {} hands; \
+             written: from a leader's word to the first acknowledgement, max) {} faults, {} missed; {} hands; \
              {} rows acknowledged, {} lost; {} transfers, {} sums read; {} calls to registers; {} violations",
             self.faults(),
+            self.missed(),
             self.hands(),
             self.acknowledged,
             self.lost(),
@@ -140,6 +148,7 @@ mod tests {
         let done = |name: &str, hands, led| Done {
             name: name.into(),
             faults: 1,
+            missed: 0,
             outage: Duration::ZERO,
             led: Duration::from_millis(led),
             written: Duration::ZERO,
@@ -151,7 +160,7 @@ mod tests {
         report.add(Report { done: vec![done("DiskFull", 2, 71)], ..Report::default() });
         assert_eq!((report.hands(), report.led()), (3, Duration::from_millis(71)));
         let table = report.table();
-        assert!(table.contains("2 faults; 3 hands;"), "{table}");
+        assert!(table.contains("2 faults, 0 missed; 3 hands;"), "{table}");
         let row = table.lines().find(|line| line.starts_with("DiskFull")).unwrap();
         assert_eq!(row.split_whitespace().nth(5), Some("71"), "{table}");
         assert!(row.ends_with(" 3"), "{table}");

@@ -90,6 +90,8 @@ pub struct Past {
     pub said: Instant,
     /// What an operator had to do for nodes.
     pub hands: usize,
+    /// Faults that came too late to happen.
+    pub missed: usize,
 }
 
 /// What there is to judge.
@@ -150,11 +152,10 @@ pub fn expected() -> Vec<Expected> {
 /// Runs a round on a cluster that was made for it. An error is a cluster that did not heal; what else is wrong is in
 /// the report.
 pub fn run(cluster: &mut Cluster, round: &Round) -> Result<Report> {
-    let left_out: Vec<String> = KINDS
-        .iter()
-        .filter(|kind| kind.needs_disk() && !cluster.builder.disks)
-        .map(|kind| format!("{kind:?}"))
-        .collect();
+    let (disks, delay) = (cluster.builder.disks, Delay::possible());
+    let can = |kind: Kind| (disks || !kind.needs_disk()) && (delay || kind != Kind::Delay);
+    let left_out: Vec<String> =
+        KINDS.iter().filter(|kind| !can(**kind)).map(|kind| format!("{kind:?}")).collect();
     liveness::complete(&left_out, env::var_os("CI").is_some())?;
     if round.lossless {
         let leader = cluster.leader()?;
@@ -169,9 +170,7 @@ pub fn run(cluster: &mut Cluster, round: &Round) -> Result<Report> {
     let workload = Workload::start(cluster, round.seed)?;
     let oracle = Oracle::start(cluster, load)?;
     let mut protocol = Protocol::default();
-    let steps = plan(round.seed, round.faults, |kind| {
-        (cluster.builder.disks || !kind.needs_disk()) && (kind != Kind::Delay || Delay::possible())
-    });
+    let steps = plan(round.seed, round.faults, can);
     for (number, step) in steps.iter().enumerate() {
         let past = one(cluster, round, step, &oracle, &workload, &mut protocol)
             .with_context(|| format!("step {} of {}: {step}", number + 1, steps.len()))?;
@@ -251,6 +250,7 @@ fn one(
         led,
         said,
         hands: hands.len(),
+        missed: done.iter().filter(|struck| struck.missed).count(),
     })
 }
 

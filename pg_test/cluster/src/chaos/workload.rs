@@ -22,7 +22,7 @@ use crate::cluster::Cluster;
 const ACCOUNTS: u64 = 8;
 const BALANCE: u64 = 100;
 /// Number of registers.
-const REGISTERS: u64 = 6;
+pub const REGISTERS: u64 = 6;
 /// What the registers hold at first. No write has this value.
 pub const INITIAL: u64 = 0;
 /// Clients of each sort.
