@@ -18,9 +18,8 @@ use crate::node::{CHANGES, CLOSED, Node, REWIND};
 use crate::process;
 use crate::wait::wait_until;
 
-/// What a leader changes that is rewound, some 5 MB.
-const SHARED: &str = "CREATE TABLE IF NOT EXISTS shared AS
-    SELECT n, repeat('x', 200) AS text FROM generate_series(1, 20000) n";
+/// Rows of what a leader changes that is rewound, some 5 MB.
+pub const SHARED_ROWS: u32 = 20_000;
 /// What the server says of a rewind that was killed, and for short.
 const SAID: [(&str, &str); 2] = [
     ("the data directory was replaced by a copy", "broke off, and it copied the leader"),
@@ -33,7 +32,10 @@ const REFUSAL: &str = "biha cannot take part in the cluster";
 /// at first sight, or past the point of no return.
 pub fn rewind_killed(cluster: &Cluster, leader: u32, fault: &Fault) -> Result<Struck> {
     let old = cluster.node(leader);
-    old.query(SHARED)?;
+    old.query(&format!(
+        "CREATE TABLE IF NOT EXISTS shared AS
+         SELECT n, repeat('x', 200) AS text FROM generate_series(1, {SHARED_ROWS}) n"
+    ))?;
     cluster.wait_caught_up(SOON)?;
     old.freeze_walsenders()?;
     // Where commits wait for standbys it is not answered.

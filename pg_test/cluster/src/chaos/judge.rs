@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use crate::chaos::content;
 use crate::chaos::enough;
 use crate::chaos::liveness;
 use crate::chaos::losses::{BEHIND, wrong_loss};
@@ -48,7 +49,7 @@ pub fn all(
         }
     }
     violations.extend(seen.wrong_sums.iter().map(|sum| format!("the sum of all accounts is wrong: {sum}")));
-    violations.extend(sums_at_last(cluster)?);
+    violations.extend(content::wrong(cluster)?);
     violations.extend(registers(&seen.entries, round.lossless));
     violations.extend(one_node_a_timeline(&seen.entries));
     let lease = i64::try_from(LEASE_MIN.as_micros())?;
@@ -98,15 +99,6 @@ impl Past {
     fn may_delay(&self, ack: &Ack) -> bool {
         self.cuts_clients && ack.sent <= self.began + LEASE_MAX + BEHIND && ack.acked >= self.began
     }
-}
-
-fn sums_at_last(cluster: &Cluster) -> Result<Vec<String>> {
-    let mut sums = Vec::new();
-    for node in cluster.nodes() {
-        sums.push(node.value("SELECT sum(balance) FROM account")?);
-    }
-    let same = sums.windows(2).all(|pair| pair[0] == pair[1]);
-    Ok(if same { Vec::new() } else { vec![format!("the sums of the nodes' accounts in the end: {sums:?}")] })
 }
 
 /// Lossless: each register's whole history. Asynchronous: that of each timeline, as a failover may take back the last

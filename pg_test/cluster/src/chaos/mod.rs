@@ -1,6 +1,7 @@
 //! Faults from a seed against a cluster under load, and the judges: what was acknowledged is there, sums stay,
 //! registers are linearizable, nobody leads beside another, and the cluster heals without hands.
 
+mod content;
 mod damage;
 mod enough;
 mod hardware;

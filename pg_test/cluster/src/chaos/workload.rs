@@ -21,6 +21,8 @@ use crate::cluster::Cluster;
 /// Number of accounts, each with [`BALANCE`] at first.
 const ACCOUNTS: u64 = 8;
 const BALANCE: u64 = 100;
+/// Of all accounts together, always.
+pub const TOTAL: u64 = ACCOUNTS * BALANCE;
 /// Number of registers.
 pub const REGISTERS: u64 = 6;
 /// What the registers hold at first. No write has this value.
@@ -215,7 +217,7 @@ impl Client {
 
     /// Reads the sum of all accounts: on the leader, or on any node in turn.
     async fn audit(mut self, attributes: TargetSessionAttrs) {
-        let right = (ACCOUNTS * BALANCE).to_string();
+        let right = TOTAL.to_string();
         while self.goes_on() {
             let hosts = lock(&self.shared.hosts).clone();
             let host = &hosts[self.random.index(hosts.len())];
