@@ -90,19 +90,6 @@ impl Run {
         ordinary.find(|ack| ack.acked >= from).map_or(self.ended, |ack| ack.acked) - from
     }
 
-    /// Acknowledgements of a timeline that came after the first of a newer one.
-    pub fn stale(&self) -> Vec<Ack> {
-        let mut newest = 0;
-        let mut stale = Vec::new();
-        for ack in &self.acks {
-            if ack.timeline < newest {
-                stale.push(*ack);
-            }
-            newest = newest.max(ack.timeline);
-        }
-        stale
-    }
-
     /// Compares with the rows that are there.
     pub fn judge(&self, present: &[Key]) -> Verdict {
         let present: BTreeSet<Key> = present.iter().copied().collect();
@@ -112,9 +99,22 @@ impl Run {
             lost: self.acks.iter().filter(|ack| !present.contains(&ack.key)).copied().collect(),
             unacknowledged: present.difference(&acknowledged).count(),
             refused: self.refused.iter().filter(|key| present.contains(key)).copied().collect(),
-            stale: self.stale(),
+            stale: stale(&self.acks),
         }
     }
+}
+
+/// Of acknowledgements in their order: those of a timeline that came after the first of a newer one.
+pub fn stale(acks: &[Ack]) -> Vec<Ack> {
+    let mut newest = 0;
+    let mut stale = Vec::new();
+    for ack in acks {
+        if ack.timeline < newest {
+            stale.push(*ack);
+        }
+        newest = newest.max(ack.timeline);
+    }
+    stale
 }
 
 impl Verdict {
@@ -195,10 +195,10 @@ mod tests {
     #[test]
     fn an_old_leaders_late_acknowledgement_is_found() {
         let run = record(&[(0, 2, 10), (1, 3, 20), (FIRST_PATIENT + 1, 2, 30), (1, 3, 40)], 50);
-        let stale = run.stale();
-        assert_eq!(stale.len(), 1);
-        assert_eq!(stale[0].key.client, FIRST_PATIENT + 1);
-        assert!(record(&[(0, 2, 10), (1, 3, 20)], 30).stale().is_empty());
+        let found = stale(&run.acks);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].key.client, FIRST_PATIENT + 1);
+        assert!(stale(&record(&[(0, 2, 10), (1, 3, 20)], 30).acks).is_empty());
     }
 
     #[test]

@@ -77,7 +77,8 @@ mod tests {
         for key in 1..=REGISTERS {
             for write in [false, true] {
                 let call = Call { write, value: 1, from: 0, to: 1, outcome: Outcome::Done };
-                seen.entries.extend(vec![Entry { key, call, by: Some((1, 1)) }; calls]);
+                let entry = Entry { key, call, by: Some((1, 1)), sent: started, acked: started };
+                seen.entries.extend(vec![entry; calls]);
             }
         }
         (run, seen)

@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use crate::chaos::content;
+use crate::chaos::deposed;
 use crate::chaos::enough;
 use crate::chaos::liveness;
 use crate::chaos::losses::{BEHIND, wrong_loss};
 use crate::chaos::register::{Call, Initial, Outcome, check};
 use crate::chaos::reign;
 use crate::chaos::report::{Done, Report};
-use crate::chaos::round::{LEASE_MAX, LEASE_MIN, Past, Protocol, Round};
+use crate::chaos::round::{LEASE_MIN, Past, Protocol, Round};
 use crate::chaos::workload::{Entry, INITIAL, Seen};
 use crate::cluster::Cluster;
 use crate::scenario;
-use crate::verdict::{Ack, Run};
+use crate::verdict::Run;
 
 /// Everything that can be said of a round.
 pub fn all(
@@ -28,8 +29,7 @@ pub fn all(
 ) -> Result<Report> {
     let verdict = scenario::judge(cluster, record)?;
     let mut violations = protocol.violations.clone();
-    let late = |ack: &Ack| protocol.past.iter().any(|past| past.may_delay(ack));
-    for ack in verdict.stale.iter().filter(|ack| !late(ack)) {
+    for ack in deposed::answers(record, seen, &protocol) {
         violations
             .push(format!("acknowledged by an old leader: {} {ack:?}", place(&protocol.past, ack.acked)));
     }
@@ -93,11 +93,6 @@ impl Past {
             lost: 0,
             hands: self.hands,
         }
-    }
-
-    /// Was the answer given in time, and on its way while clients were cut off?
-    fn may_delay(&self, ack: &Ack) -> bool {
-        self.cuts_clients && ack.sent <= self.began + LEASE_MAX + BEHIND && ack.acked >= self.began
     }
 }
 

@@ -46,7 +46,7 @@ impl Past {
         let in_order = self.step.faults.iter().all(|fault| fault.kind.loses_nothing());
         let terms = self.after.1.saturating_sub(self.before.1);
         let fenced = self.blow + LEASE_MAX;
-        let in_time = ack.sent <= fenced && (self.cuts_clients || ack.acked <= fenced + BEHIND);
+        let in_time = ack.sent <= fenced && (!self.cut_off.is_empty() || ack.acked <= fenced + BEHIND);
         terms > u32::from(in_order) && ack.timeline < self.after.1 && in_time
     }
 
@@ -78,7 +78,7 @@ pub mod tests {
             healed: began + 61_000 * MS,
             before: (1, 2),
             after: (2, 3),
-            cuts_clients: false,
+            cut_off: Vec::new(),
             gone: false,
             led: Duration::ZERO,
             said: began + 60_000 * MS,
@@ -99,7 +99,7 @@ pub mod tests {
         assert!(!killed.may_lose(&ack(&killed, 3, 1400, 1410)), "the new leader acknowledged it");
         assert!(!killed.may_lose(&ack(&killed, 2, 1600, 1610)), "its lease was over");
         assert!(!killed.may_lose(&ack(&killed, 2, 1400, 2100)), "it was answered when its lease was over");
-        let silent = Past { cuts_clients: true, ..past(Kind::Silence) };
+        let silent = Past { cut_off: vec![1], ..past(Kind::Silence) };
         assert!(silent.may_lose(&ack(&silent, 2, 1400, 9000)), "the answer was on its way");
     }
 

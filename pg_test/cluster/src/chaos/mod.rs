@@ -1,8 +1,10 @@
-//! Faults from a seed against a cluster under load, and the judges: what was acknowledged is there, sums stay,
-//! registers are linearizable, nobody leads beside another, and the cluster heals without hands.
+//! Faults from a seed against a cluster under load, and the judges: what was acknowledged is there and what was refused
+//! is not, sums stay, registers are linearizable, nobody leads beside another, all nodes have the same rows, and the
+//! cluster heals without hands.
 
 mod content;
 mod damage;
+mod deposed;
 mod enough;
 mod hardware;
 pub mod inject;

@@ -80,8 +80,8 @@ pub struct Past {
     pub before: (u32, u32),
     /// Leader and term when it had healed.
     pub after: (u32, u32),
-    /// Were clients cut off, so that answers may have come late?
-    pub cuts_clients: bool,
+    /// Nodes that clients were cut off from, so that their answers may have come late.
+    pub cut_off: Vec<u32>,
     /// Was a node removed, and all that it had kept?
     pub gone: bool,
     /// For how long a majority lived when it was over, and nobody took writes.
@@ -245,7 +245,7 @@ fn one(
         healed,
         before,
         after,
-        cuts_clients: done.iter().any(|struck| struck.cuts_clients),
+        cut_off: done.iter().filter(|s| s.cuts_clients).filter_map(|s| s.node).collect(),
         gone: members.iter().any(|id| !now.contains(id)),
         led,
         said,

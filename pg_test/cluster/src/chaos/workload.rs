@@ -46,6 +46,10 @@ pub struct Entry {
     pub call: Call,
     /// Timeline and node that answered, where one did.
     pub by: Option<(u32, u32)>,
+    /// When it was sent.
+    pub sent: Instant,
+    /// When the answer came.
+    pub acked: Instant,
 }
 
 /// What the clients saw.
@@ -171,8 +175,8 @@ impl Client {
         !self.shared.stop.load(Ordering::Relaxed)
     }
 
-    fn now(&self) -> i64 {
-        i64::try_from(self.shared.started.elapsed().as_nanos()).unwrap_or(i64::MAX)
+    fn since_start(&self, at: Instant) -> i64 {
+        i64::try_from((at - self.shared.started).as_nanos()).unwrap_or(i64::MAX)
     }
 
     /// A connection to the leader, from the host on that is its turn; none where there is no leader.
@@ -257,16 +261,17 @@ impl Client {
             let write = self.random.below(2) == 0;
             written += u64::from(write);
             let value = self.number << 32 | written;
-            let from = self.now();
+            let sent = Instant::now();
             let answer = call(&open, key, write.then_some(value)).await;
-            let to = self.now();
+            let acked = Instant::now();
+            let (from, to) = (self.since_start(sent), self.since_start(acked));
             let (value, outcome, by) = match &answer {
                 Ok((value, timeline, node)) => (*value, Outcome::Done, Some((*timeline, *node))),
                 Err(error) => (value, outcome_of(error), None),
             };
             if write || outcome == Outcome::Done {
                 let call = Call { write, value, from, to, outcome };
-                lock(&self.shared.seen).entries.push(Entry { key, call, by });
+                lock(&self.shared.seen).entries.push(Entry { key, call, by, sent, acked });
             }
             if answer.is_ok() {
                 connection = Some(open);
