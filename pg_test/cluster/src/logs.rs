@@ -34,7 +34,7 @@ const INTERNAL: [&str; 3] = [" XX000 ", " XX001 ", " XX002 "];
 const ABORTED: &str = " was terminated by signal 6";
 
 /// A line that may be there, and why that is right. A pattern that ends with the level, and so holds for any message,
-/// holds for none of [`INTERNAL`]; and an abort is right only after a PANIC that is.
+/// holds for none of `INTERNAL`; and an abort is right only after a PANIC that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Part of the line; `*` stands for anything.
