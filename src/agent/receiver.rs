@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use biha_core::{ClusterConfig, Millis, NodeId, NodeState, OrderId, OrderResult};
+use biha_core::{ClusterConfig, Millis, NodeId, NodeState, OrderId, OrderResult, bare_host};
 use pgrx::{debug1, log};
 
 use super::nudge::{Nudges, SETTLED};
@@ -321,7 +321,7 @@ pub fn rewind_conninfo(source: NodeId) -> Result<String, String> {
 /// `session` is what libpq calls target_session_attrs.
 pub fn leader_conninfo(config: &ClusterConfig, session: &str) -> String {
     let others = || config.members.iter().filter(|(id, _)| **id != own_id()).map(|(_, member)| member);
-    let hosts: Vec<&str> = others().map(|member| bare(&member.host)).collect();
+    let hosts: Vec<&str> = others().map(|member| bare_host(&member.host)).collect();
     let ports: Vec<String> = others().map(|member| member.port.to_string()).collect();
     let at = conninfo_of(&hosts.join(","), &ports.join(","));
     format!("{at} dbname=biha_db target_session_attrs={session}")
@@ -330,7 +330,7 @@ pub fn leader_conninfo(config: &ClusterConfig, session: &str) -> String {
 fn conninfo(node: NodeId) -> Result<String, String> {
     let status = board::status().ok_or("no configuration has been published")?;
     let member = status.config.members.get(&node).ok_or_else(|| format!("node {node} is not a member"))?;
-    Ok(conninfo_of(bare(&member.host), &member.port.to_string()))
+    Ok(conninfo_of(bare_host(&member.host), &member.port.to_string()))
 }
 
 fn conninfo_of(host: &str, port: &str) -> String {
@@ -343,11 +343,6 @@ fn conninfo_of(host: &str, port: &str) -> String {
         quoted(&passfile.to_string_lossy()),
         compat::PASSWORD_IS_SECRET,
     )
-}
-
-/// A host as libpq takes it in a connection string: brackets are for URIs.
-pub fn bare(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Quotes a value of a connection string.
@@ -372,11 +367,6 @@ mod tests {
         assert_eq!(synchronous_standby_names(0, &members), "");
         assert_eq!(synchronous_standby_names(1, &members), "ANY 1 (biha_node_1, biha_node_3)");
         assert_eq!(synchronous_standby_names(1, &[]), "");
-    }
-
-    #[test]
-    fn brackets_are_no_part_of_an_address() {
-        assert_eq!(["[fd00::2]", "fd00::2", "db1"].map(bare), ["fd00::2", "fd00::2", "db1"]);
     }
 
     #[test]

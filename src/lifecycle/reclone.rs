@@ -11,7 +11,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use biha_core::{HistoryEntry, Lsn, Mended, Position, Timeline, TimelineEntry};
 use biha_io::StateFiles;
@@ -42,9 +42,7 @@ struct Old<'a> {
 /// ends there, by a copy of the one at `source`, a conninfo of keywords and values. Returns whether the operator wants
 /// the server to stop.
 pub fn run(source: &str, end: Position) -> bool {
-    let found = fs::canonicalize(".").and_then(|data| Ok((mode(&data)?, data)));
-    let found = found.map_err(|e| of_own_disk("find the data directory", &e).into());
-    let result = found.and_then(|(mode, data)| {
+    let result = here().and_then(|(data, mode)| {
         replace(&data, &Old { own: &data, mode, end: Some(end) }, &Source { conninfo: source })
     });
     match result {
@@ -61,8 +59,7 @@ pub fn run(source: &str, end: Position) -> bool {
 
 /// [`run`] where a rewind was cut short, and a stub stands in for the data directory.
 pub fn after_rewind(source: &str) -> Result<(), Failure> {
-    let data = fs::canonicalize(".").map_err(|e| of_own_disk("find the data directory", &e))?;
-    let mode = mode(&data).map_err(|e| of_own_disk("find the data directory", &e))?;
+    let (data, mode) = here()?;
     let source = Source { conninfo: source };
     make_room(&source.ask()?, &data, &rewind::sibling(&data))?;
     replace(&data, &Old { own: &data, mode, end: None }, &source)
@@ -162,8 +159,13 @@ fn go_on() -> Result<(), Failure> {
     if signal::pending(&STOPS) { Err(Failure::Stopped) } else { Ok(()) }
 }
 
-fn mode(data: &Path) -> io::Result<u32> {
-    Ok(fs::metadata(data)?.permissions().mode() & 0o7777)
+/// This process's working directory, and its mode.
+fn here() -> Result<(PathBuf, u32), Failure> {
+    let found = fs::canonicalize(".").and_then(|data| {
+        let mode = fs::metadata(&data)?.permissions().mode() & 0o7777;
+        Ok((data, mode))
+    });
+    found.map_err(|e| of_own_disk("find the data directory", &e).into())
 }
 
 /// Bytes that are free beside a data directory.

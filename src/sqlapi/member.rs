@@ -2,13 +2,12 @@
 
 use std::fs;
 
-use biha_core::{Command, Member, MemberSetting, Mode};
+use biha_core::{Command, Member, MemberSetting, Mode, bare_host};
 use biha_io::{Identity, Magic, StateFiles};
 use pgrx::prelude::*;
 
 use super::command::carry_out;
 use super::{error_with_hint, given, invalid, natural, node_id, status_or_error};
-use crate::agent::receiver;
 use crate::paths;
 use crate::pg::status;
 
@@ -31,7 +30,7 @@ fn host(value: &str) -> String {
             "Write a name of another alphabet in its ASCII form.",
         );
     }
-    receiver::bare(value).to_owned()
+    bare_host(value).to_owned()
 }
 
 #[pg_extern(volatile, parallel_unsafe)]

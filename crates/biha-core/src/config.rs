@@ -267,6 +267,12 @@ impl ClusterConfig {
     }
 }
 
+/// A member's host without the brackets that an IPv6 address has in URIs, and neither in connection strings nor for a
+/// resolver.
+pub fn bare_host(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,5 +299,10 @@ mod tests {
         assert!(!whole.may_lose_by(&[], &whole));
         // Node 2 may be gone, and the commit was on 1 and 3: 2 and the new 3 elect.
         assert!(whole.may_lose_by(&[of(&[1, 2])], &whole));
+    }
+
+    #[test]
+    fn brackets_are_no_part_of_an_address() {
+        assert_eq!(["[fd00::2]", "fd00::2", "db1"].map(bare_host), ["fd00::2", "fd00::2", "db1"]);
     }
 }

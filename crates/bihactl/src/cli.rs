@@ -34,10 +34,8 @@ pub enum Command {
     Remove(Remove),
 }
 
-/// A host as connection strings have it: brackets around an IPv6 address are for URIs.
-fn bare_host(text: &str) -> Result<String, std::convert::Infallible> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    Ok(bare.unwrap_or(text).to_owned())
+fn host(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(biha_core::bare_host(text).to_owned())
 }
 
 /// Where this node is and how it is reached.
@@ -47,7 +45,7 @@ pub struct Node {
     #[arg(short = 'D', long, env = "PGDATA", value_name = "DIR")]
     pub pgdata: PathBuf,
     /// Host name or address where the other nodes and the clients reach this one.
-    #[arg(long, value_name = "HOST", value_parser = bare_host)]
+    #[arg(long, value_name = "HOST", value_parser = host)]
     pub host: String,
     /// Port of the server [default: that of the existing server, or 5432].
     #[arg(short = 'p', long, env = "PGPORT", value_parser = clap::value_parser!(u16).range(1..))]

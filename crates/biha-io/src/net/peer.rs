@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use biha_core::{Envelope, Incarnation, Millis, NodeId};
+use biha_core::{Envelope, Incarnation, Millis, NodeId, bare_host};
 
 use super::queue::SendQueue;
 use super::{Limits, LinkError};
@@ -233,8 +233,7 @@ impl Peer {
 }
 
 fn literal((host, port): &(String, u16)) -> Option<SocketAddr> {
-    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    let address: IpAddr = bare.parse().ok()?;
+    let address: IpAddr = bare_host(host).parse().ok()?;
     Some(SocketAddr::new(address, *port))
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
+use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::process::{self, Process};
@@ -147,6 +148,15 @@ pub fn left_behind(cluster: &Cluster) -> Result<&Node> {
         Ok(())
     })?;
     Ok(away)
+}
+
+/// Can nodes have disks of their own here? If not it is said that the scenario is not run.
+pub fn has_disks(name: &str) -> bool {
+    let possible = Disk::possible();
+    if !possible {
+        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+    }
+    possible
 }
 
 /// Leaves a process stopped once the moment has come.

@@ -18,7 +18,7 @@ use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{judge, run};
 use biha_cluster_tests::wait::wait_until;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_lost_within_lease, failover_lines};
+use crate::common::{A_MINUTE, TEN_SECONDS, expect_lost_within_lease, failover_lines, has_disks};
 
 fn partition(name: &str, cut: impl Fn(&Cluster, u32) -> Result<()> + Sync) {
     let builder = Cluster::builder().network(Network::Namespaces);
@@ -91,8 +91,8 @@ fn follower_cut_off_from_leader_does_not_disturb() {
 #[test]
 fn a_leader_that_was_cut_off_while_it_deletes_files_confirms_nothing() {
     let name = "a_leader_that_was_cut_off_while_it_deletes_files_confirms_nothing";
-    if !Disk::possible() {
-        return eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+    if !has_disks(name) {
+        return;
     }
     let builder = Cluster::builder().network(Network::Namespaces).setting("allow_in_place_tablespaces", "on");
     let mut lines = failover_lines();

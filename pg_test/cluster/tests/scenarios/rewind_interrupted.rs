@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::query;
 use biha_cluster_tests::cluster::Cluster;
-use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{CHANGES, CLOSED, Node, REWIND};
 use biha_cluster_tests::oracle::{Load, Oracle};
@@ -19,7 +18,9 @@ use biha_cluster_tests::scenario::{Figures, judge, run};
 use biha_cluster_tests::wait::wait_until;
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, step_until, wait_process};
+use crate::common::{
+    A_MINUTE, TEN_SECONDS, expect_stays_down, failover_lines, has_disks, step_until, wait_process,
+};
 
 /// Rows of a table that all nodes have and the old leader alone changes: some 50 MB to be copied back.
 const ROWS: u32 = 200_000;
@@ -224,8 +225,8 @@ fn the_source_of_a_rewind_is_killed() {
 #[test]
 fn a_rewind_that_has_no_room_is_tried_again() {
     let name = "a_rewind_that_has_no_room_is_tried_again";
-    if !Disk::possible() {
-        return eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
+    if !has_disks(name) {
+        return;
     }
     let mut lines = failover_lines();
     lines.extend([

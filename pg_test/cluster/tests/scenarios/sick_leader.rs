@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use biha_cluster_tests::cluster::{Builder, Cluster};
-use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::{Expected, expect};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::oracle::{Load, Oracle};
@@ -18,7 +17,9 @@ use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{Figures, judge, run};
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines, step_until, wait_process};
+use crate::common::{
+    A_MINUTE, TEN_SECONDS, expect_little_lost, failover_lines, has_disks, step_until, wait_process,
+};
 
 /// A small file system of its own; unmounted when dropped.
 struct Mounted(PathBuf);
@@ -78,10 +79,8 @@ fn with_disks(
     builder: Builder,
     body: impl FnOnce(&mut Cluster, &mut Figures) -> Result<()> + Send,
 ) {
-    if Disk::possible() {
+    if has_disks(name) {
         run(name, builder.disks(true).sync_standbys(1), &expected(), body);
-    } else {
-        eprintln!("{name}: NOT RUN, it needs loop devices, that is, root");
     }
 }
 
