@@ -24,6 +24,7 @@ use pgrx::{PgSqlErrorCode, ereport, pg_guard, pg_sys, warning};
 use crate::agent::receiver::{node_name, synchronous_standby_names};
 use crate::board::{self, MemberStatus, Status};
 use crate::gate::drain::drain;
+use crate::lifecycle::Wanting;
 use crate::pg::{
     backends, clock, postmaster, process, random, settings, slots, status, wait, walsender, worker,
 };
@@ -110,6 +111,8 @@ pub struct Controller {
     rejections: Rejections,
     published: Millis,
     brief: Brief,
+    /// For a copy of the leader.
+    wanting: Option<Wanting>,
 }
 
 impl Controller {
@@ -128,7 +131,8 @@ impl Controller {
         let seed = random::random().ok_or("no random number could be made")?;
         let rewound = lifecycle::rewind_result();
         let timeout = config.settings.election_timeout();
-        let (node, first) = Node::new(now, seed, hard, config, options(), rewound);
+        let wanting = Wanting::noted();
+        let (node, first) = Node::new(now, seed, hard, config, options(wanting.as_ref()), rewound);
         let network = Network::bind(NetworkConfig {
             cluster,
             node: NodeId(id),
@@ -152,6 +156,7 @@ impl Controller {
             rejections: Rejections::default(),
             published: 0,
             brief: Brief::default(),
+            wanting,
         };
         let gate = board::gate();
         if !gate.controller_alive.hold() {
@@ -170,8 +175,8 @@ impl Controller {
         let mut events = Vec::new();
         loop {
             self.wait_and_stop_if_told();
-            if worker::reload_if_told() {
-                self.node.set_options(options());
+            if worker::reload_if_told() || self.wanting.is_some() {
+                self.node.set_options(options(self.wanting.as_ref()));
             }
             self.look_at_server();
             if let Err(error) = self.network.poll(clock::boottime(), &mut events) {
@@ -427,10 +432,10 @@ fn sessions_are_told() -> bool {
     lifecycle::is_stopping() && wait::stop_requested()
 }
 
-fn options() -> Options {
+fn options(wanting: Option<&Wanting>) -> Options {
     Options {
         autorewind: guc::AUTOREWIND.get(),
-        autoreclone: guc::AUTORECLONE.get(),
+        autoreclone: guc::AUTORECLONE.get() && wanting.is_none_or(Wanting::is_over),
         trust_refused: guc::TRUST_REFUSED.get(),
     }
 }

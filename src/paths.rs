@@ -19,10 +19,14 @@ pub const PID_FILE_NEW: &str = "postmaster.pid.new";
 pub const PID_FILE_LINK: &str = "pg_biha/postmaster.pid";
 /// What pg_rewind said at the last rewind.
 pub const REWIND_LOG: &str = "pg_biha/rewind.log";
+/// Marks a directory that an unfinished bihactl made, which a later one may empty.
+pub const UNFINISHED: &str = "pg_biha/bihactl.unfinished";
 /// What pg_rewind is shown of the data directory while it only looks for the fork.
 pub const REWIND_VIEW: &str = "pg_biha/rewind.view";
 /// What the programs of the last re-clone said.
 pub const RECLONE_LOG: &str = "pg_biha/reclone.log";
+/// Bytes that are to be free before another re-clone is begun, if there was too little room for the last one.
+pub const RECLONE_ROOM: &str = "pg_biha/reclone.room";
 /// A link that is about to become pg_wal.
 pub const WAL_LINK: &str = "pg_biha/pg_wal.link";
 /// What came of a rewind or a re-clone, until it is taken note of.

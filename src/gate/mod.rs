@@ -1,8 +1,9 @@
 //! The commit gate, in every backend: nothing that was written is confirmed unless this node provably leads.
 //!
 //! It is looked at twice: before the commit record is written, where a transaction can still fail, and before
-//! the client is told, where it is durable and can only be left unacknowledged. What a transaction drops, PostgreSQL
-//! deletes in between. Statements that cannot be taken back are stopped before they begin.
+//! the client is told, where it is durable and can only be left unacknowledged. That look is the very last thing of a
+//! transaction: between the event COMMIT and the answer PostgreSQL still deletes files, of what was dropped, of temporary
+//! tables and of notifications. Statements that cannot be taken back are stopped before they begin.
 //!
 //! **Architecture invariant:** nothing here blocks, waits for a lock or makes a system call while the gate is
 //! open, but for the moment before it is shut in good order ([`drain`]).
@@ -13,13 +14,13 @@ mod statement;
 mod synchronous;
 
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use biha_core::{Lsn, Millis};
 use pgrx::pg_guard;
 use pgrx::pg_sys::XactEvent::{
-    XACT_EVENT_ABORT, XACT_EVENT_COMMIT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE, XACT_EVENT_PREPARE,
+    XACT_EVENT_ABORT, XACT_EVENT_PRE_COMMIT, XACT_EVENT_PRE_PREPARE, XACT_EVENT_PREPARE,
 };
 
 use crate::board;
@@ -32,8 +33,6 @@ const LOOK_AGAIN: Millis = 5;
 
 /// The incarnation under which this transaction passed the gate; 0 if it has nothing to confirm.
 static PASSED: AtomicU64 = AtomicU64::new(0);
-/// This transaction deletes files after its commit, and is confirmed only then.
-static DELETES: AtomicBool = AtomicBool::new(false);
 
 /// Puts the gate in the way of every transaction. In `_PG_init`, and only on a configured node.
 pub fn init() {
@@ -116,6 +115,17 @@ unsafe extern "C-unwind" fn on_xact_event(event: xact::Event, argument: *mut c_v
         // SAFETY: the arguments are passed on as they came.
         unsafe { consider(event, argument) }
     }
+    if event == XACT_EVENT_PRE_COMMIT && PASSED.load(Relaxed) != 0 {
+        xact::at_very_end(on_very_end);
+    }
+}
+
+/// Where all that a transaction has to do is done; also when it was aborted after all.
+unsafe extern "C-unwind" fn on_very_end(argument: *mut c_void) {
+    if !confirms_at_once() {
+        // SAFETY: the argument is not used.
+        unsafe { consider_at_very_end(argument) }
+    }
 }
 
 /// Is there nothing to wait for, to refuse and to put back? Then all is done.
@@ -124,13 +134,10 @@ fn passes_at_once(event: xact::Event) -> bool {
         // A prepared transaction is written down even where it has written nothing.
         XACT_EVENT_PRE_COMMIT if !xact::wrote() => true,
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => match look(0) {
-            Look::Open(incarnation) if !synchronous::is_wanted() && !xact::deletes_files() => {
-                enter(incarnation)
-            }
+            Look::Open(incarnation) if !synchronous::is_wanted() => enter(incarnation),
             _ => false,
         },
-        XACT_EVENT_COMMIT if DELETES.load(Relaxed) => true,
-        XACT_EVENT_COMMIT | XACT_EVENT_PREPARE => confirms_at_once(),
+        XACT_EVENT_PREPARE => confirms_at_once(),
         XACT_EVENT_ABORT if !synchronous::is_guarded() => {
             leave();
             true
@@ -143,7 +150,7 @@ fn passes_at_once(event: xact::Event) -> bool {
 /// [`confirm`], where nothing is to be waited for.
 fn confirms_at_once() -> bool {
     let passed = PASSED.load(Relaxed);
-    let confirmed = !synchronous::is_guarded() && (passed == 0 || look(0) == Look::Open(passed));
+    let confirmed = passed == 0 || !synchronous::is_needed() && look(0) == Look::Open(passed);
     if confirmed {
         leave();
     }
@@ -153,27 +160,17 @@ fn confirms_at_once() -> bool {
 #[pg_guard]
 unsafe extern "C-unwind" fn consider(event: xact::Event, _argument: *mut c_void) {
     match event {
-        XACT_EVENT_PRE_COMMIT => {
-            before("COMMIT");
-            if xact::deletes_files() {
-                DELETES.store(true, Relaxed);
-                xact::at_very_end(on_very_end);
-            }
-        }
+        XACT_EVENT_PRE_COMMIT => before("COMMIT"),
         XACT_EVENT_PRE_PREPARE => before("PREPARE TRANSACTION"),
-        XACT_EVENT_COMMIT => confirm(xact::commit_end),
         XACT_EVENT_PREPARE => confirm(xact::flushed),
         XACT_EVENT_ABORT => end(),
         _ => {}
     }
 }
 
-/// Where a transaction that deletes files has deleted them, or was aborted before.
 #[pg_guard]
-unsafe extern "C-unwind" fn on_very_end(_argument: *mut c_void) {
-    if DELETES.load(Relaxed) {
-        confirm(xact::commit_end);
-    }
+unsafe extern "C-unwind" fn consider_at_very_end(_argument: *mut c_void) {
+    confirm(xact::commit_end);
 }
 
 /// Passes the gate in this incarnation; false if commits are held back.
@@ -193,7 +190,7 @@ fn end() {
 
 /// The gate is behind this transaction.
 fn leave() {
-    DELETES.store(false, Relaxed);
+    synchronous::forget_lowering();
     if PASSED.load(Relaxed) != 0 {
         PASSED.store(0, Relaxed);
         drain::leave();
@@ -224,7 +221,7 @@ fn before(command: &str) {
 fn confirm(written: impl FnOnce() -> Lsn) {
     let passed = PASSED.load(Relaxed);
     if passed != 0 {
-        let written = synchronous::is_guarded().then(written);
+        let written = synchronous::is_needed().then(written);
         if !is_confirmed(passed, written) {
             report::warn_unacknowledged();
             xact::end_session_unacknowledged();

@@ -12,15 +12,19 @@ use libc::{SIGINT, SIGTERM, c_int, c_void, siginfo_t};
 
 use crate::board;
 use crate::pg::signal::{self, Previous};
-use crate::pg::{walsender, xact};
+use crate::pg::{postmaster, walsender, xact};
 
 /// The signals that end PostgreSQL's wait.
 const HELD: [c_int; 2] = [SIGINT, SIGTERM];
 
 /// This transaction's commit must be on standbys.
 static GUARDED: AtomicBool = AtomicBool::new(false);
+/// This transaction's commit is left to the session's own `synchronous_commit`, which asks for less.
+static LOWERED: AtomicBool = AtomicBool::new(false);
 /// Signals that came meanwhile, as bits.
 static CAME: AtomicI32 = AtomicI32::new(0);
+/// A timeout of this session's own has run out meanwhile.
+static TIMED_OUT: AtomicBool = AtomicBool::new(false);
 /// What handles them usually; only this process's main thread and its signal handlers look.
 static mut USUAL: Option<[Previous; 2]> = None;
 
@@ -35,10 +39,10 @@ pub fn begin() {
     if !is_wanted() {
         return;
     }
-    let gate = board::gate();
     if !xact::commits_synchronously() {
-        if gate.lossless_required.load(SeqCst) == 0 {
-            gate.lowered_commits.fetch_add(1, Relaxed);
+        if !is_required() {
+            board::gate().lowered_commits.fetch_add(1, Relaxed);
+            LOWERED.store(true, Relaxed);
             return;
         }
         xact::commit_synchronously();
@@ -50,15 +54,33 @@ pub fn begin() {
     pgrx::check_for_interrupts!();
 }
 
-/// Must the commit that was made be on standbys?
+/// Is a session refused that wants less of its commits?
+fn is_required() -> bool {
+    board::gate().lossless_required.load(SeqCst) != 0
+}
+
+/// Is the commit that is being made guarded?
 #[inline]
 pub fn is_guarded() -> bool {
     GUARDED.load(Relaxed)
 }
 
+/// Must the commit that was made be on standbys? Also one that began when that was not wanted yet: who wanted it has been
+/// told meanwhile that it is in force.
+#[inline]
+pub fn is_needed() -> bool {
+    is_guarded() || is_wanted() && (!LOWERED.load(Relaxed) || is_required())
+}
+
 /// Have enough standbys what ends here?
 pub fn is_replicated(end: Lsn) -> bool {
     walsender::synchronous_at(end) >= board::gate().sync_standbys.load(SeqCst)
+}
+
+/// The next transaction decides anew.
+#[inline]
+pub fn forget_lowering() {
+    LOWERED.store(false, Relaxed);
 }
 
 /// The transaction is over: signals count again, those that came as well.
@@ -72,8 +94,10 @@ pub fn end() {
         previous.restore(*signo);
     }
     let came = CAME.swap(0, SeqCst);
-    // A timeout's cancel would fail what has committed even when the session reads its next command.
-    xact::forget_timeouts();
+    // A timeout's cancel would fail what has committed, or whatever comes next.
+    if TIMED_OUT.swap(false, SeqCst) && !xact::forget_timeouts() {
+        signal::raise(SIGINT);
+    }
     for signo in HELD {
         if came & 1 << signo != 0 {
             signal::raise(signo);
@@ -95,8 +119,12 @@ fn hold_signals() {
 /// The controller's signal is PostgreSQL's business: the wait ends, and nothing is acknowledged. Any other is kept
 /// for later, unless there is no controller that could ever end the wait.
 extern "C" fn on_signal(signo: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let controller = board::gate().controller_pid.load(SeqCst);
-    if controller != 0 && controller != signal::sender(info) {
+    let (controller, sender) = (board::gate().controller_pid.load(SeqCst), signal::sender(info));
+    if controller != 0 && signo == SIGINT && sender == postmaster::my_pid() {
+        TIMED_OUT.store(true, SeqCst);
+        return;
+    }
+    if controller != 0 && controller != sender {
         CAME.fetch_or(1 << signo, SeqCst);
         return;
     }

@@ -79,9 +79,10 @@ impl Running {
         Ok(running)
     }
 
-    /// Waits for its end, or for what makes that necessary.
-    pub fn wait(mut self, patience: Duration) -> io::Result<End> {
+    /// Waits for its end, or for what makes that necessary. `look` is called at each tick.
+    pub fn wait(mut self, patience: Duration, look: impl Fn()) -> io::Result<End> {
         loop {
+            look();
             match self.tick()? {
                 Tick::Ended(status) => return Ok(End::Ended(status)),
                 Tick::Running { stop: Some(_), .. } => return self.kill().map(|_| End::Stopped),

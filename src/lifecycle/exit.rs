@@ -2,6 +2,7 @@
 //!
 //! By now PostgreSQL's shared memory is unmapped and the ports are closed; no child lives but the logger.
 
+use biha_core::Hindrance;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -113,8 +114,8 @@ fn copy_instead(source: &str) -> bool {
     match reclone::after_rewind(source) {
         Ok(()) => false,
         Err(Failure::Stopped) => true,
-        Err(Failure::Failed(why)) => {
-            exit_log(&format!("the re-clone failed: {}", why.text), None);
+        Err(Failure::Failed(Hindrance { text, .. }) | Failure::Full { text, .. }) => {
+            exit_log(&format!("the re-clone failed: {text}"), None);
             false
         }
     }

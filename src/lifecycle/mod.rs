@@ -18,6 +18,7 @@ mod reclone;
 mod reexec;
 mod report;
 mod rewind;
+mod room;
 mod said;
 mod signals;
 mod source;
@@ -38,6 +39,7 @@ use pgrx::{PgLogLevel, PgSqlErrorCode};
 pub use self::page::Repair;
 use self::page::{Page, Request};
 use self::reexec::Image;
+pub use self::room::Wanting;
 use crate::pg::{postmaster, sharedpage, status};
 use crate::{board, guc, paths};
 

@@ -13,15 +13,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use biha_core::{HistoryEntry, Lsn, Mended, Position, Timeline, TimelineEntry};
+use biha_core::{Hindrance, HistoryEntry, Lsn, Mended, Position, Timeline, TimelineEntry};
 use biha_io::StateFiles;
 
 use super::keep::Kept;
 use super::report::of_own_disk;
 use super::signals::STOPS;
-use super::source::{Facts, Failure, Source};
+use super::source::{Facts, Failure, Source, Version};
 use super::swap::{self, Place};
-use super::{aside, exit_log, keep, rewind, start, warn};
+use super::{aside, exit_log, keep, rewind, room, start, warn};
 use crate::agent::history;
 use crate::paths;
 use crate::pg::{control, signal};
@@ -42,39 +42,58 @@ struct Old<'a> {
 /// ends there, by a copy of the one at `source`, a conninfo of keywords and values. Returns whether the operator wants
 /// the server to stop.
 pub fn run(source: &str, end: Position) -> bool {
+    room::note(None);
     let result = here().and_then(|(data, mode)| {
         replace(&data, &Old { own: &data, mode, end: Some(end) }, &Source { conninfo: source })
     });
-    match result {
-        Ok(()) => false,
-        Err(Failure::Stopped) => true,
-        Err(Failure::Failed(why)) => {
-            let text = format!("the re-clone failed, and the data directory is as it was: {}", why.text);
-            exit_log(&text, None);
-            rewind::note(".".as_ref(), Err(&why));
-            false
+    let why = match result {
+        Ok(()) => return false,
+        Err(Failure::Stopped) => return true,
+        Err(Failure::Failed(why)) => why,
+        Err(Failure::Full { text, needed }) => {
+            room::note(Some(room::wanted_after(needed)));
+            Hindrance { text, passing: true }
         }
-    }
+    };
+    let text = format!("the re-clone failed, and the data directory is as it was: {}", why.text);
+    exit_log(&text, None);
+    rewind::note(".".as_ref(), Err(&why));
+    false
 }
 
 /// [`run`] where a rewind was cut short, and a stub stands in for the data directory.
 pub fn after_rewind(source: &str) -> Result<(), Failure> {
     let (data, mode) = here()?;
-    let source = Source { conninfo: source };
-    make_room(&source.ask()?, &data, &rewind::sibling(&data))?;
-    replace(&data, &Old { own: &data, mode, end: None }, &source)
+    let (source, left) = (Source { conninfo: source }, rewind::sibling(&data));
+    let leader = source.ask()?;
+    leader.check(&known()?)?;
+    make_room(&leader, &left)?;
+    let made = replace(&data, &Old { own: &data, mode, end: None }, &source);
+    match made {
+        // Its databases are not all that a copy needs room for.
+        Err(Failure::Full { text, .. }) if left.exists() => {
+            remove_left(&left)?;
+            let text = format!("{text}; what the rewind had left was removed");
+            Err(Hindrance { text, passing: true }.into())
+        }
+        made => made,
+    }
 }
 
 /// Removes what a rewind has left of the data if the copy needs its place, and only if it is enough. It may be the last of
 /// this database that there is; else the first start of the copy removes it.
-fn make_room(leader: &Facts, data: &Path, left: &Path) -> Result<(), Failure> {
-    let room = free(data)?;
-    if leader.check(room).is_err() {
+fn make_room(leader: &Facts, left: &Path) -> Result<(), Failure> {
+    let free = room::free()?;
+    if leader.fits(free).is_err() {
         let size = aside::size(left).map_err(|e| of_own_disk("see how much room the rewind has left", &e))?;
-        leader.check(room.saturating_add(size))?;
-        aside::remove(left).map_err(|e| of_own_disk("remove what the rewind has left", &e))?;
+        leader.fits(free.saturating_add(size))?;
+        remove_left(left)?;
     }
     Ok(())
+}
+
+fn remove_left(left: &Path) -> Result<(), Hindrance> {
+    aside::remove(left).map_err(|e| of_own_disk("remove what the rewind has left", &e))
 }
 
 /// Removes what a re-clone has left that was cut short, and finishes what is left to do of one that was not. At each start.
@@ -116,7 +135,9 @@ fn replace(data: &Path, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failur
 /// Makes the new data directory, whole and on disk.
 fn make(place: &Place, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure> {
     let new = &place.beside;
-    source.ask()?.check(free(&place.data)?)?;
+    let leader = source.ask()?;
+    leader.check(&known()?)?;
+    leader.fits(room::free()?)?;
     source.mend_slot()?;
     go_on()?;
     exit_log(&format!("copying the leader to \"{}\"", new.display()), None);
@@ -127,7 +148,6 @@ fn make(place: &Place, old: &Old<'_>, source: &Source<'_>) -> Result<(), Failure
         Some(end) => keep_lost_wal(&place.data, end, new, timeline)?,
         None => None,
     };
-    // Room for them was to be there, as for the copy: it is not made again and again.
     let text = |e| Failure::from(format!("could not put this node's own files into the copy: {e}"));
     let done = go_on().and_then(|()| complete(place, old).map_err(text)).and_then(|()| go_on());
     if done.is_err()
@@ -168,11 +188,12 @@ fn here() -> Result<(PathBuf, u32), Failure> {
     found.map_err(|e| of_own_disk("find the data directory", &e).into())
 }
 
-/// Bytes that are free beside a data directory.
-fn free(data: &Path) -> Result<u64, String> {
-    let space = rustix::fs::statvfs(data.parent().unwrap_or(data));
-    let space = space.map_err(|e| format!("could not see how much room there is: {e}"))?;
-    Ok(space.f_bavail.saturating_mul(space.f_frsize))
+/// Which database this node has, and the newest timeline that it knows of.
+fn known() -> Result<Version, String> {
+    let system_identifier = control::read().ok_or("this node's control file is damaged")?.system_identifier;
+    let known = StateFiles::new(Path::new(paths::DIR)).load_state(&start::identity(system_identifier));
+    let timeline = newest_timeline(&known.map_err(|e| e.to_string())?.timelines);
+    Ok(Version { system_identifier, timeline })
 }
 
 /// Is this a whole base backup of this cluster's, and of no leader from before one that this node knows of? Its timeline.
@@ -182,18 +203,7 @@ fn check_complete(new: &Path) -> Result<Timeline, String> {
     }
     let path = CString::new(new.as_os_str().as_bytes()).map_err(|e| e.to_string())?;
     let file = control::read_in(&path).ok_or("the copy's control file is damaged")?;
-    let own = control::read().ok_or("this node's control file is damaged")?;
-    if own.system_identifier != file.system_identifier {
-        return Err(format!(
-            "the source is another database system: {} instead of {}",
-            file.system_identifier, own.system_identifier
-        ));
-    }
-    let known = StateFiles::new(Path::new(paths::DIR)).load_state(&start::identity(own.system_identifier));
-    let known = newest_timeline(&known.map_err(|e| e.to_string())?.timelines);
-    if file.timeline < known {
-        return Err(format!("the source leads timeline {}, and this node knows of {known}", file.timeline));
-    }
+    Version { system_identifier: file.system_identifier, timeline: file.timeline }.check(&known()?)?;
     Ok(file.timeline)
 }
 

@@ -41,16 +41,13 @@ pub enum Verdict {
 const MAX_TEXT: usize = 800;
 
 impl Ending {
-    /// It never ran.
-    pub fn not_started(text: String) -> Self {
-        Ending {
-            log: String::new(),
-            success: false,
-            status: String::new(),
-            killed: false,
-            stop: false,
-            given_up: Some(text),
-        }
+    /// It never ran, since this could not be done. What is not there, or not allowed, will not come by itself.
+    pub fn not_started(doing: &str, error: &io::Error) -> Self {
+        let lasts = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+        let text = format!("could not {doing}: {error}");
+        let (log, given_up) =
+            if lasts { (format!("error: {text}"), None) } else { (String::new(), Some(text)) };
+        Ending { log, success: false, status: String::new(), killed: false, stop: false, given_up }
     }
 
     /// May it have changed anything? pg_rewind says this right before its point of no return
@@ -196,7 +193,10 @@ mod tests {
         assert!(passes(&ending(log, false)));
         assert!(!passes(&ending("", false)));
         assert!(passes(&Ending { killed: true, ..ending("", false) }));
-        assert!(passes(&Ending::not_started("could not start pg_rewind: Out of memory".into())));
+        let not_started = |kind: io::ErrorKind| Ending::not_started("start pg_rewind", &kind.into());
+        assert!(passes(&not_started(io::ErrorKind::OutOfMemory)));
+        assert!(!passes(&not_started(io::ErrorKind::NotFound)));
+        assert!(not_started(io::ErrorKind::NotFound).reason().contains("could not start pg_rewind: "));
     }
 
     #[test]

@@ -162,7 +162,7 @@ fn find_fork(data: &Path, source: &str) -> io::Result<Result<Position, Ending>> 
     command.arg("--dry-run");
     let running = match Running::start(command) {
         Ok(running) => running,
-        Err(error) => return Ok(Err(Ending::not_started(format!("could not start pg_rewind: {error}")))),
+        Err(error) => return Ok(Err(Ending::not_started("start pg_rewind", &error))),
     };
     let ending = watch(running, &said, |signal, _| {
         let known = report::fork(&said.text()?).map(|_| "the fork is known");
@@ -196,9 +196,6 @@ fn run_without_net(source: &str, kept: Option<&Kept>) -> Outcome {
         closed.path.clone_from(&sibling);
     }
     let broken = |text: String, stop| Outcome::Broken { text, kept: aside.directory().into(), stop };
-    if let Err(error) = closed.close() {
-        return broken(format!("could not close the data directory: {error}"), false);
-    }
     let ending = match rewind(&mut closed, &aside, source) {
         Ok(ending) => ending,
         // The child may still have been at work when it was lost sight of.
@@ -346,14 +343,17 @@ pub fn log_directory(data: &Path) -> Option<PathBuf> {
 
 /// Runs pg_rewind to its end, or to an end that an operator's stop or its own standstill makes necessary.
 fn rewind(closed: &mut Closed, aside: &Aside, source: &str) -> io::Result<Ending> {
+    if let Err(error) = closed.close() {
+        return Ok(Ending::not_started("close the data directory", &error));
+    }
     if let Err(error) = closed.show(aside) {
-        return Ok(Ending::not_started(format!("could not prepare the control file: {error}")));
+        return Ok(Ending::not_started("prepare the control file", &error));
     }
     let begun = Said::shown_in(&aside.directory().join(paths::REWIND_LOG))
         .and_then(|said| Ok((Running::start(rewinding(closed, source, &said)?)?, said)));
     let (running, said) = match begun {
         Ok(begun) => begun,
-        Err(error) => return Ok(Ending::not_started(format!("could not start pg_rewind: {error}"))),
+        Err(error) => return Ok(Ending::not_started("start pg_rewind", &error)),
     };
     watch(running, &said, |signal, stop| {
         // The next look tries again, and the directory is not opened without.

@@ -8,7 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+
+/// Bytes that can be said whatever becomes of the memory: far more than pg_rewind says before it changes anything.
+const RESERVED: u64 = 64 << 10;
 
 /// All that a program has said, on its standard output and error.
 pub struct Said {
@@ -22,6 +25,8 @@ impl Said {
     /// Nothing yet. It is shown in a file of this name.
     pub fn shown_in(path: &Path) -> io::Result<Self> {
         let memory = File::from(memfd_create("biha", MemfdFlags::CLOEXEC)?);
+        // Where memory is short that is to be known now.
+        fallocate(&memory, FallocateFlags::KEEP_SIZE, 0, RESERVED)?;
         Ok(Said { memory, shown: File::create(path).ok(), shown_until: Cell::new(0) })
     }
 

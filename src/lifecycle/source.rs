@@ -1,16 +1,16 @@
 //! What a re-clone has other programs do: ask the leader's server (psql), and copy it (pg_basebackup). In an exiting
 //! postmaster.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use biha_core::Hindrance;
+use biha_core::{Hindrance, Timeline};
 
 use super::child::{End, Running};
-use super::report::{complaints, is_of_connection, of_own_disk};
+use super::report::{complaints, is_of_connection};
+use super::said::Said;
 use crate::agent::receiver::node_name;
 use crate::pg::postmaster;
 use crate::{guc, paths};
@@ -22,6 +22,8 @@ const CONNECTION: &str = "connect_timeout=10 keepalives_idle=10 keepalives_inter
                           tcp_user_timeout=20000 application_name=biha_reclone";
 /// How the answer begins.
 const ANSWER: &str = "leader|";
+/// What programs say of a full disk, in English (errno's texts of the C library).
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// Why a re-clone ended without a new data directory.
 #[derive(Debug)]
@@ -30,6 +32,13 @@ pub enum Failure {
     Stopped,
     /// For this reason.
     Failed(Hindrance),
+    /// There is too little room for the copy.
+    Full {
+        /// What says so.
+        text: String,
+        /// Bytes that it needs, if that is known.
+        needed: Option<u64>,
+    },
 }
 
 impl From<Hindrance> for Failure {
@@ -41,8 +50,39 @@ impl From<Hindrance> for Failure {
 /// A program's complaint, or one of what it was to work on.
 impl From<String> for Failure {
     fn from(text: String) -> Self {
+        if FULL.iter().any(|full| text.contains(full)) {
+            return Failure::Full { text, needed: None };
+        }
         let passing = is_of_connection(&text);
         Hindrance { text, passing }.into()
+    }
+}
+
+/// Which database a server has, and how new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// PostgreSQL's system identifier.
+    pub system_identifier: u64,
+    /// The timeline on which it writes; 0 if it does not.
+    pub timeline: Timeline,
+}
+
+impl Version {
+    /// Is it of the same database, and of no leader from before one that this node knows of?
+    pub fn check(&self, known: &Version) -> Result<(), String> {
+        if self.system_identifier != known.system_identifier {
+            return Err(format!(
+                "the source is another database system: {} instead of {}",
+                self.system_identifier, known.system_identifier
+            ));
+        }
+        if self.timeline < known.timeline {
+            return Err(format!(
+                "the source leads timeline {}, and this node knows of {}",
+                self.timeline, known.timeline
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -50,6 +90,7 @@ impl From<String> for Failure {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Facts {
     in_recovery: bool,
+    version: Version,
     tablespaces: u64,
     /// Bytes in all databases.
     bytes: u64,
@@ -61,29 +102,39 @@ impl Facts {
         let mut fields = line.split('|');
         Some(Facts {
             in_recovery: fields.next()? == "t",
+            version: Version {
+                system_identifier: fields.next()?.parse().ok()?,
+                timeline: fields.next()?.parse().ok()?,
+            },
             tablespaces: fields.next()?.parse().ok()?,
             bytes: fields.next()?.parse().ok()?,
         })
     }
 
-    /// Can it be copied to where so many bytes are free?
-    pub fn check(&self, free: u64) -> Result<(), Hindrance> {
-        let (text, passing) = if self.in_recovery {
-            ("the source is not in production any more".into(), false)
-        } else if self.tablespaces > 0 {
+    /// Is it what is to be copied, and can it be?
+    pub fn check(&self, known: &Version) -> Result<(), Failure> {
+        if self.in_recovery {
+            return Err("the source is not in production any more".to_string().into());
+        }
+        self.version.check(known)?;
+        if self.tablespaces > 0 {
             let count = self.tablespaces;
             let what = "outside of its data directory, which a re-clone does not copy";
-            (format!("the leader has {count} tablespaces {what}"), false)
-        } else if self.bytes > free {
-            let bytes = self.bytes;
-            let text = format!(
-                "the leader's databases have {bytes} bytes, and {free} are free beside the data directory"
-            );
-            (text, true)
-        } else {
+            return Err(format!("the leader has {count} tablespaces {what}").into());
+        }
+        Ok(())
+    }
+
+    /// Can it be copied to where so many bytes are free?
+    pub fn fits(&self, free: u64) -> Result<(), Failure> {
+        let bytes = self.bytes;
+        if bytes <= free {
             return Ok(());
-        };
-        Err(Hindrance { text, passing })
+        }
+        let text = format!(
+            "the leader's databases have {bytes} bytes, and {free} are free beside the data directory"
+        );
+        Err(Failure::Full { text, needed: Some(bytes) })
     }
 }
 
@@ -98,6 +149,10 @@ impl Source<'_> {
     pub fn ask(&self) -> Result<Facts, Failure> {
         let log = self.psql(&[&format!(
             "SELECT '{ANSWER}' || pg_is_in_recovery()::text::char, \
+             (SELECT system_identifier::numeric + CASE WHEN system_identifier < 0 THEN 2::numeric ^ 64 ELSE 0 END \
+              FROM pg_control_system())::numeric(20), \
+             CASE WHEN pg_is_in_recovery() THEN 0 \
+             ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END, \
              (SELECT count(*) FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global')), \
              (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database)"
         )])?;
@@ -163,17 +218,15 @@ fn program(name: &str) -> Command {
 /// Runs a program to its end: all that it said.
 fn run(mut command: Command, name: &str) -> Result<String, Failure> {
     let failed = |what: &str, error: io::Error| Failure::from(format!("could not {what} {name}: {error}"));
-    let log = File::create(paths::RECLONE_LOG)
-        .map_err(|e| of_own_disk(&format!("log what is said by {name}"), &e))?;
-    let output = log.try_clone().map_err(|e| failed("log what is said by", e))?;
-    command.stdout(output).stderr(log);
+    let said = Said::shown_in(paths::RECLONE_LOG.as_ref()).map_err(|e| failed("listen to", e))?;
+    said.listen_to(&mut command).map_err(|e| failed("listen to", e))?;
     let running = Running::start_group(command).map_err(|e| failed("start", e))?;
-    let end = running.wait(STALLED).map_err(|e| failed("watch", e))?;
-    let said = fs::read(paths::RECLONE_LOG).unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
+    let end = running.wait(STALLED, || said.show()).map_err(|e| failed("watch", e))?;
+    said.show();
+    let text = said.text().map_err(|e| failed("listen to", e))?;
     match end {
-        End::Ended(status) if status.success() => Ok(said.into_owned()),
-        End::Ended(status) => Err(complaints(&said, name, &status.to_string()).into()),
+        End::Ended(status) if status.success() => Ok(text),
+        End::Ended(status) => Err(complaints(&text, name, &status.to_string()).into()),
         End::Stopped => Err(Failure::Stopped),
         End::Stalled => Err(Failure::from(format!("{name} stood still for {} s", STALLED.as_secs()))),
     }
@@ -186,17 +239,36 @@ mod tests {
 
     #[test]
     fn the_leaders_answer_is_read_and_judged() {
-        let facts = Facts::read("a notice\nleader|f|0|1000\n").unwrap();
-        assert_eq!(facts, Facts { in_recovery: false, tablespaces: 0, bytes: 1000 });
-        facts.check(1000).unwrap();
-        let full = facts.check(999).unwrap_err();
-        assert!(full.text.contains("999 are free") && full.passing);
-        for (answer, why) in [("leader|t|0|1", "not in production"), ("leader|f|2|1", "2 tablespaces")] {
-            let found = Facts::read(answer).unwrap().check(u64::MAX).unwrap_err();
-            assert!(found.text.contains(why) && !found.passing, "{found:?}");
+        let known = Version { system_identifier: u64::MAX, timeline: 7 };
+        let facts = Facts::read("a notice\nleader|f|18446744073709551615|7|0|1000\n").unwrap();
+        assert_eq!(facts, Facts { in_recovery: false, version: known, tablespaces: 0, bytes: 1000 });
+        facts.check(&known).unwrap();
+        facts.fits(1000).unwrap();
+        let Err(Failure::Full { text, needed: Some(1000) }) = facts.fits(999) else { panic!("it fits") };
+        assert!(text.contains("999 are free"), "{text}");
+        for (answer, why) in [
+            ("leader|t|18446744073709551615|0|0|1", "not in production"),
+            ("leader|f|1|7|0|1", "another database system: 1"),
+            ("leader|f|18446744073709551615|6|0|1", "timeline 6, and this node knows of 7"),
+            ("leader|f|18446744073709551615|8|2|1", "2 tablespaces"),
+        ] {
+            match Facts::read(answer).unwrap().check(&known) {
+                Err(Failure::Failed(found)) => {
+                    assert!(found.text.contains(why) && !found.passing, "{found:?}")
+                }
+                other => panic!("{other:?}"),
+            }
         }
-        for nonsense in ["", "leader|f", "leader|f|x|1", "psql: error: no"] {
+        for nonsense in ["", "leader|f", "leader|f|x|1|0|1", "psql: error: no"] {
             assert_eq!(Facts::read(nonsense), None, "{nonsense}");
         }
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_what_will_not_pass() {
+        let full = "error: could not write to file \"x\": No space left on device";
+        assert!(matches!(Failure::from(full.to_string()), Failure::Full { needed: None, .. }));
+        let other = "error: could not write to file \"x\": Input/output error";
+        assert!(matches!(Failure::from(other.to_string()), Failure::Failed(why) if !why.passing));
     }
 }

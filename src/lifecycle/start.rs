@@ -62,6 +62,8 @@ pub fn prepare(first: bool) -> Result<(), Refusal> {
         text: format!("could not {what}: {error}"),
         hint: "A member of a biha cluster starts only as a standby.",
     };
+    // What starts as a member is none of that any more, whoever starts it.
+    remove_if_there(Path::new(paths::UNFINISHED)).map_err(|e| doing("remove bihactl's mark", &e))?;
     remove_if_there(Path::new(paths::PID_FILE_LINK))
         .map_err(|e| doing("remove a link to postmaster.pid", &e))?;
     create_standby_signal().map_err(|e| doing("create file \"standby.signal\"", &e))?;

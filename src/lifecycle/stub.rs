@@ -14,6 +14,7 @@ use biha_io::StateFiles;
 use pgrx::PgLogLevel;
 
 use super::reexec::Image;
+use super::room::{self, Wanting};
 use super::signals::STOPS;
 use super::source::Failure;
 use super::{aside, exit_log, reclone, report, swap};
@@ -71,16 +72,22 @@ pub fn resume(image: &Image) {
     exit_log("a rewind of this node was cut short: copying the leader instead", None);
     for session in SESSIONS.into_iter().cycle() {
         let copied = leader(session).map_err(Failure::from).and_then(|leader| reclone::after_rewind(&leader));
-        match copied {
+        let (text, wanted) = match copied {
             Ok(()) => break,
-            Err(Failure::Failed(why)) => {
-                let hint = "It is tried again. The server starts when the leader has been copied.";
-                report(PgLogLevel::WARNING, format!("could not copy the leader: {}", why.text), Some(hint));
-            }
+            Err(Failure::Failed(why)) => (why.text, 0),
+            Err(Failure::Full { text, needed }) => (text, room::wanted_after(needed)),
             Err(Failure::Stopped) => postmaster::end(0),
-        }
-        if signal::take(&STOPS, PAUSE).is_some() {
-            postmaster::end(0);
+        };
+        let hint = "It is tried again. The server starts when the leader has been copied.";
+        report(PgLogLevel::WARNING, format!("could not copy the leader: {text}"), Some(hint));
+        let wanting = Wanting::of(wanted);
+        loop {
+            if signal::take(&STOPS, PAUSE).is_some() {
+                postmaster::end(0);
+            }
+            if wanting.is_over() {
+                break;
+            }
         }
     }
     let error = image.start();

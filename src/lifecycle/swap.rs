@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -96,15 +97,34 @@ fn without_suffix(path: &Path) -> Option<PathBuf> {
 /// Does all of a data directory go with it when it takes another place? What is mounted in it would go along, and not
 /// come back at the next mount.
 pub fn is_one_piece(data: &Path) -> io::Result<()> {
-    let own = fs::metadata(data)?.dev();
-    for entry in fs::read_dir(data)? {
-        let path = entry?.path();
-        // What vanishes meanwhile is no mount.
-        if path.symlink_metadata().is_ok_and(|metadata| metadata.dev() != own) {
-            return Err(io::Error::other(format!("a file system is mounted at \"{}\"", path.display())));
+    let data = fs::canonicalize(data)?;
+    let mounts = fs::read("/proc/self/mountinfo")?;
+    let mut points = mounts.split(|byte| *byte == b'\n').filter_map(mount_point);
+    match points.find(|point| *point != data && point.starts_with(&data)) {
+        Some(point) => Err(io::Error::other(format!("a file system is mounted at \"{}\"", point.display()))),
+        None => Ok(()),
+    }
+}
+
+/// The fifth word of a line of /proc/self/mountinfo (proc(5)), in which some characters are written as their number in
+/// three octal digits.
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let mut rest = line.split(|byte| *byte == b' ').nth(4)?;
+    let mut path = Vec::with_capacity(rest.len());
+    while let [first, tail @ ..] = rest {
+        let digits = tail.get(..3).filter(|_| *first == b'\\').and_then(|digits| str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                path.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                path.push(*first);
+                rest = tail;
+            }
         }
     }
-    Ok(())
+    Some(OsString::from_vec(path).into())
 }
 
 fn try_exchange(old: &Path) -> io::Result<()> {
@@ -210,6 +230,9 @@ mod tests {
         is_one_piece(&place.data).unwrap();
         let error = is_one_piece("/".as_ref()).unwrap_err().to_string();
         assert!(error.contains("a file system is mounted at \"/"), "{error}");
+        let line = br"36 35 98:0 /a /mnt\0402/a\134b rw,noatime master:1 - ext3 /dev/root rw";
+        assert_eq!(mount_point(line).unwrap(), Path::new(r"/mnt 2/a\b"));
+        assert_eq!(mount_point(b""), None);
     }
 
     #[test]

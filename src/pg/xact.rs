@@ -11,14 +11,13 @@ unsafe extern "C-unwind" {
     fn GetTopTransactionIdIfAny() -> pg_sys::TransactionId;
     /// As above (src/include/utils/timeout.h).
     fn get_timeout_indicator(id: c_int, reset: bool) -> bool;
-    /// Raises nothing but that memory is short (src/include/catalog/storage.h).
-    fn smgrGetPendingDeletes(for_commit: bool, files: *mut *mut c_void) -> c_int;
     /// Set by the signal that the kernel sends when the postmaster dies (src/include/storage/pmsignal.h).
     static mut postmaster_possibly_dead: pg_sys::sig_atomic_t;
 }
 
-/// `LOCK_TIMEOUT` and `STATEMENT_TIMEOUT` (src/include/utils/timeout.h), in 15 to 18.
-const TIMEOUTS: [c_int; 2] = [2, 3];
+/// Timeouts (src/include/utils/timeout.h), in 15 to 18.
+const LOCK_TIMEOUT: c_int = 2;
+const STATEMENT_TIMEOUT: c_int = 3;
 
 /// What PostgreSQL tells a transaction callback.
 pub type Event = pg_sys::XactEvent::Type;
@@ -98,21 +97,15 @@ pub fn end_session_unacknowledged() {
     }
 }
 
-/// Forgets that `lock_timeout` or `statement_timeout` has run out: the cancel that came with it is an ordinary one then,
-/// which a session that is idle ignores.
-pub fn forget_timeouts() {
-    for id in TIMEOUTS {
-        // SAFETY: reads and writes a word of this process.
-        unsafe { get_timeout_indicator(id, true) };
+/// Forgets that `lock_timeout` or `statement_timeout` has run out, as what they were for is over. False if a statement that
+/// is longer than the transaction, such as CALL, has come to the end of its time.
+pub fn forget_timeouts() -> bool {
+    // SAFETY: plain values of this process, and words that are read and written.
+    unsafe {
+        let goes_on = !pg_sys::IsTransactionState() && !pg_sys::ActivePortal.is_null();
+        get_timeout_indicator(LOCK_TIMEOUT, true);
+        !get_timeout_indicator(STATEMENT_TIMEOUT, !goes_on) || !goes_on
     }
-}
-
-/// Does this transaction delete files once it has committed, after [`Event`] COMMIT? May raise an ERROR.
-#[inline]
-pub fn deletes_files() -> bool {
-    let mut files = std::ptr::null_mut();
-    // SAFETY: in a transaction; it allocates the list, which is its own to free.
-    unsafe { smgrGetPendingDeletes(true, &raw mut files) > 0 }
 }
 
 /// Has `callback` called at the very end of this transaction, when all that it deletes is deleted. Not twice in one.

@@ -190,6 +190,18 @@ pub fn writable(findings: &mut Findings, file: &Path) {
     }
 }
 
+/// The log of a server that is to be started.
+pub fn log(findings: &mut Findings, file: &Path) {
+    let holder = if file.exists() { Some(file) } else { file.parent() };
+    let may = holder.is_some_and(|path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok());
+    if !may || file.is_dir() {
+        findings.error(
+            format!("the server's log \"{}\" cannot be written", file.display()),
+            "Name another file with --log.",
+        );
+    }
+}
+
 /// Where the other nodes reach this one.
 pub fn host(findings: &mut Findings, host: &str) {
     if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == ',' || c == '/') {
@@ -348,6 +360,15 @@ mod tests {
         assert_eq!(texts(|f| writable(f, &dir.path().join("magic"))).len(), 0);
         assert_eq!(texts(|f| writable(f, &dir.path().join("missing/magic"))).len(), 1);
         assert_eq!(texts(|f| writable(f, dir.path())).len(), 1);
+    }
+
+    #[test]
+    fn a_log_can_be_there_or_be_made() {
+        let dir = tempfile::tempdir().expect("directory");
+        assert_eq!(texts(|f| log(f, &dir.path().join("new"))).len(), 0);
+        assert_eq!(texts(|f| log(f, "/dev/null".as_ref())).len(), 0);
+        assert_eq!(texts(|f| log(f, &dir.path().join("missing/new"))).len(), 1);
+        assert_eq!(texts(|f| log(f, dir.path())).len(), 1);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! PostgreSQL's programs: where they are, their version, and running them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -180,9 +180,7 @@ fn run_to_end(command: &mut Command, show: Show, may_end: bool) -> Result<String
             Err(e) => return Err(e.into()),
         }
     };
-    let mut text = String::new();
-    out.seek(SeekFrom::Start(0))?;
-    out.read_to_string(&mut text)?;
+    let text = said(&mut out)?;
     if status.signal().is_some() && !told {
         // What it was killed by spared its children: pg_basebackup's would write, and hold its slot, for ever.
         told = !matches!(kill_process_group(pid, Signal::TERM), Err(Errno::SRCH));
@@ -191,12 +189,17 @@ fn run_to_end(command: &mut Command, show: Show, may_end: bool) -> Result<String
         await_group(pid)?;
     }
     if !status.success() {
-        let mut errors = String::new();
-        err.seek(SeekFrom::Start(0))?;
-        err.read_to_string(&mut errors)?;
-        bail!("{name} failed ({status})\n{}{}", text, errors.trim_end());
+        bail!("{name} failed ({status})\n{}{}", text, said(&mut err)?.trim_end());
     }
     Ok(text)
+}
+
+/// All that was written, in whatever encoding the operator's locale has.
+fn said(file: &mut File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Waits for the last process of a group that was told to end: until then it may still write.

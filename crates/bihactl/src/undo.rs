@@ -4,18 +4,30 @@ use anyhow::Result;
 
 use crate::{interrupt, ui};
 
-type Action = Box<dyn FnOnce() -> Result<()>>;
+/// How to take back a step.
+struct Action {
+    /// Completes "could not …".
+    what: String,
+    /// What was done before cannot be taken back without.
+    needed: bool,
+    run: Box<dyn FnOnce() -> Result<()>>,
+}
 
 /// What has been done and can be taken back. Dropped without [`Undo::keep`], it takes everything back.
 #[derive(Default)]
 pub struct Undo {
-    actions: Vec<(String, Action)>,
+    actions: Vec<Action>,
 }
 
 impl Undo {
     /// Remembers how to take back a step. `what` completes "could not …", for the case that it fails.
     pub fn push(&mut self, what: impl Into<String>, action: impl FnOnce() -> Result<()> + 'static) {
-        self.actions.push((what.into(), Box::new(action)));
+        self.actions.push(Action { what: what.into(), needed: false, run: Box::new(action) });
+    }
+
+    /// As [`Undo::push`]; if it fails nothing that was done before is touched.
+    pub fn push_needed(&mut self, what: impl Into<String>, action: impl FnOnce() -> Result<()> + 'static) {
+        self.actions.push(Action { what: what.into(), needed: true, run: Box::new(action) });
     }
 
     /// All is done: nothing is taken back any more.
@@ -30,9 +42,17 @@ impl Drop for Undo {
             ui::say("taking back what was done");
             interrupt::ignore();
         }
-        while let Some((what, action)) = self.actions.pop() {
-            if let Err(error) = action() {
-                ui::warn(&format!("could not {what}: {error:#}"), "");
+        while let Some(Action { what, needed, run }) = self.actions.pop() {
+            let Err(error) = run() else { continue };
+            ui::warn(&format!("could not {what}: {error:#}"), "");
+            if needed {
+                let left: Vec<String> = self.actions.drain(..).rev().map(|action| action.what).collect();
+                if !left.is_empty() {
+                    ui::warn(
+                        "what was done before is left as it is",
+                        &format!("To do: {}.", left.join("; ")),
+                    );
+                }
             }
         }
     }
@@ -60,6 +80,13 @@ mod tests {
         }
         drop(undo);
         assert_eq!(*seen.borrow(), [3, 2, 1]);
+    }
+
+    #[test]
+    fn nothing_is_touched_that_needs_what_failed() {
+        let mut undo = Undo::default();
+        undo.push("put files back", || panic!("was put back"));
+        undo.push_needed("stop the server", || Err(anyhow!("it runs on")));
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub fn run(args: &Add) -> Result<()> {
     } else {
         checks::new_directory(&mut findings, &dir);
     }
+    shared::check_log(&mut findings, &args.node, &dir, args.no_restart);
     findings.settle()?;
     let magic = magic(&args.source)?;
     let login = Login {

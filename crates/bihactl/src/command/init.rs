@@ -35,6 +35,7 @@ pub fn run(args: &Init) -> Result<()> {
     if let Some(file) = &args.magic_file {
         checks::writable(&mut findings, file);
     }
+    shared::check_log(&mut findings, &args.node, &dir, args.no_restart);
     common_settings(&mut findings, args);
     if args.convert { convert(args, &dir, tools, findings) } else { fresh(args, &dir, tools, findings) }
 }

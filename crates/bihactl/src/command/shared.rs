@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::checks::{self, Findings};
 use crate::cli;
 use crate::datadir::{Content, DataDir};
 use crate::files;
@@ -44,6 +45,13 @@ pub fn log_file(node: &cli::Node, pgdata: &Path) -> PathBuf {
         name.push(".log");
         PathBuf::from(name)
     })
+}
+
+/// A server whose log cannot be written does not start: that is to be known before another is stopped.
+pub fn check_log(findings: &mut Findings, node: &cli::Node, dir: &DataDir, no_restart: bool) {
+    if finish_existing(dir, node.start, no_restart).0 != Finish::Nothing {
+        checks::log(findings, &log_file(node, &dir.path));
+    }
 }
 
 /// How long to wait for a server.

@@ -56,8 +56,7 @@ impl Work {
 
     pub(super) fn remove_copied(&mut self) -> Result<()> {
         let pgdata = self.layout.pgdata.clone();
-        files::empty(&pgdata.join("pg_biha"), false)?;
-        mark_unfinished(&pgdata)?;
+        forget_source(&pgdata)?;
         for name in [BIHA_CONF_FILE, HBA_COPY_FILE, "postmaster.opts"] {
             if pgdata.join(name).exists() {
                 fs::remove_file(pgdata.join(name))?;
@@ -216,6 +215,16 @@ fn mark_unfinished(pgdata: &Path) -> Result<()> {
     files::replace(&pgdata.join(UNFINISHED), b"", SECRET)
 }
 
+/// What is biha's in a copy is another node's. The mark comes first: at no moment is the directory taken for a server of
+/// somebody's own.
+fn forget_source(pgdata: &Path) -> Result<()> {
+    mark_unfinished(pgdata)?;
+    files::empty_but(
+        &pgdata.join("pg_biha"),
+        Path::new(UNFINISHED).file_name().and_then(|name| name.to_str()),
+    )
+}
+
 /// Was it there?
 fn remove_mark(pgdata: &Path) -> Result<bool> {
     let mark = pgdata.join(UNFINISHED);
@@ -287,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn of_the_source_the_copy_keeps_nothing_but_is_marked() {
+        let dir = tempfile::tempdir().expect("directory");
+        let own = dir.path().join("pg_biha");
+        fs::create_dir_all(own.join("lost")).expect("made");
+        fs::write(own.join("biha.conf"), "the leader's").expect("written");
+        forget_source(dir.path()).expect("forgotten");
+        assert!(dir.path().join(UNFINISHED).exists());
+        assert_eq!(fs::read_dir(&own).expect("there").count(), 1);
+    }
+
+    #[test]
     fn what_is_left_of_a_wipe_is_known_as_unfinished() {
         let dir = tempfile::tempdir().expect("directory");
         let pgdata = dir.path().join("d");
@@ -294,8 +314,11 @@ mod tests {
         mark_unfinished(&pgdata).expect("marked");
         let marked = || datadir::DataDir::probe(&pgdata).expect("probe").content == Content::Unfinished;
 
-        fs::write(pgdata.join("postmaster.pid"), format!("{}\n", std::process::id())).expect("written");
+        let mut server = std::process::Command::new("sleep");
+        let mut server = server.arg("60").current_dir(&pgdata).spawn().expect("started");
+        fs::write(pgdata.join("postmaster.pid"), format!("{}\n", server.id())).expect("written");
         assert!(wipe(&pgdata, true).is_err() && marked() && pgdata.join("base/1").exists(), "it runs");
+        server.kill().and_then(|()| server.wait()).expect("ended");
         fs::remove_file(pgdata.join("postmaster.pid")).expect("removed");
 
         files::empty_but(&pgdata, Some("pg_biha")).expect("emptied");

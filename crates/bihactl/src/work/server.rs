@@ -96,7 +96,7 @@ fn end(tools: &Tools, pgdata: &Path, patience: Duration) -> Result<()> {
     let mut command = tools.command("pg_ctl");
     match run_through(command.args(["stop", "-w", "-m", "fast", "-t", &limit, "-D"]).arg(pgdata)) {
         Err(error) if datadir::running(pgdata)?.is_some() => {
-            bail!("{error:#}\nHINT:  When it has ended, start it again if it ran before.")
+            bail!("{error:#}")
         }
         // One that ended by itself meanwhile is an error of pg_ctl's only.
         _ => Ok(()),
@@ -127,6 +127,14 @@ fn pg_ctl_start(
     result.map(drop).with_context(|| format!("the server did not start; its log says:\n{}", tail(log)))
 }
 
+/// Starts a server that runs or has run with the options that it had the last time (postmaster.opts).
+fn pg_ctl_restart(tools: &Tools, pgdata: &Path, log: &Path, timeout: Duration) -> Result<()> {
+    let mut command = tools.command("pg_ctl");
+    command.args(["restart", "-w", "-m", "fast", "-t", &timeout.as_secs().to_string(), "-D"]).arg(pgdata);
+    let result = run_through(command.arg("-l").arg(log));
+    result.map(drop).with_context(|| format!("the server did not restart; its log says:\n{}", tail(log)))
+}
+
 fn tail(log: &Path) -> String {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -148,7 +156,7 @@ impl Work {
     pub(super) fn start_private(&mut self) -> Result<()> {
         // Before the start: one that takes too long may have left a server all the same.
         let (tools, pgdata, private) = (self.tools.clone(), self.layout.pgdata.clone(), self.private.clone());
-        self.undo.push("stop the server", move || {
+        self.undo.push_needed("stop the server", move || {
             let ended = end(&tools, &pgdata, STOP_PATIENCE);
             private.borrow_mut().take();
             ended
@@ -193,7 +201,7 @@ impl Work {
         let (private, was_private) = (self.private.clone(), self.private.borrow().is_some());
         self.undo.push("start the server again", move || {
             if !was_private && datadir::running(&layout.pgdata)?.is_none() {
-                pg_ctl_start(&tools, &layout.pgdata, &log, timeout, &layout.server_args().split_off(2))?;
+                pg_ctl_restart(&tools, &layout.pgdata, &log, timeout)?;
             }
             if was_private && private.borrow().is_none() {
                 end(&tools, &layout.pgdata, STOP_PATIENCE)?;
@@ -216,7 +224,7 @@ impl Work {
                 Ok(files::sync_directory(&pgdata)?)
             }
         });
-        self.undo.push("stop the server", move || end(&tools, &pgdata, STOP_PATIENCE));
+        self.undo.push_needed("stop the server", move || end(&tools, &pgdata, STOP_PATIENCE));
     }
 
     pub(super) fn start(&mut self) -> Result<()> {
@@ -228,14 +236,7 @@ impl Work {
 
     pub(super) fn restart(&mut self) -> Result<()> {
         self.remember_to_end();
-        let timeout = self.timeout.as_secs().to_string();
-        let mut command = self.tools.command("pg_ctl");
-        command.args(["restart", "-w", "-m", "fast", "-t", &timeout, "-D"]).arg(&self.layout.pgdata);
-        command.arg("-l").arg(&self.log);
-        let result = run_through(&mut command);
-        result
-            .map(drop)
-            .with_context(|| format!("the server did not restart; its log says:\n{}", tail(&self.log)))
+        pg_ctl_restart(&self.tools, &self.layout.pgdata, &self.log, self.timeout)
     }
 
     pub(super) fn wait_for(&mut self, wanted: &str) -> Result<()> {
@@ -300,6 +301,7 @@ pub fn local_login(server: &datadir::Running, user: Option<&str>) -> Login {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
 
     use super::*;
 
@@ -315,16 +317,18 @@ mod tests {
     fn a_server_that_does_not_end_is_told_of_with_what_to_do() {
         let dir = tempfile::tempdir().expect("directory");
         let pid_file = dir.path().join("postmaster.pid");
+        let mut server = Command::new("sleep").arg("60").current_dir(dir.path()).spawn().expect("started");
         let wait = Duration::from_secs(7);
         let unused = pg_ctl(dir.path(), "exit 1");
         end(&unused, dir.path(), wait).expect("none runs");
-        fs::write(&pid_file, format!("{}\n", std::process::id())).expect("written");
+        fs::write(&pid_file, format!("{}\n", server.id())).expect("written");
         let tools = pg_ctl(dir.path(), "echo \"$*\"; echo not yet >&2; exit 1");
         let error = format!("{:#}", end(&tools, dir.path(), wait).expect_err("it runs on"));
         assert!(error.contains("stop -w -m fast -t 7 -D"), "{error}");
-        assert!(error.contains("not yet\nHINT:  When it has ended, start it"), "{error}");
+        assert!(error.contains("not yet"), "{error}");
         let tools = pg_ctl(dir.path(), "rm \"$8\"/postmaster.pid; exit 1");
         end(&tools, dir.path(), wait).expect("it ended by itself");
+        server.kill().and_then(|()| server.wait()).expect("ended");
     }
 
     #[test]

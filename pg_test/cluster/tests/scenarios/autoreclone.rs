@@ -18,8 +18,8 @@ use biha_cluster_tests::wait::{wait_for, wait_until};
 use rustix::process::Signal;
 
 use crate::common::{
-    A_MINUTE, TEN_SECONDS, expect_stays_down, keeps_little_wal, left_behind, left_behind_lines, step_until,
-    wait_process,
+    A_MINUTE, IN_PLACE, TEN_SECONDS, expect_stays_down, has_disks, keeps_little_wal, left_behind,
+    left_behind_lines, step_until, wait_process,
 };
 use crate::rewind_interrupted::{begin_rewind, diverge_without_wal};
 
@@ -252,10 +252,7 @@ fn a_node_with_tablespaces_is_left_as_it_is() {
     let name = "a_node_with_tablespaces_is_left_as_it_is";
     let builder = builder("on").setting("allow_in_place_tablespaces", "on");
     let mut lines = lines();
-    lines.push(expect(
-        "unexpected directory entry * found in pg_tblspc",
-        "so PostgreSQL calls such a tablespace",
-    ));
+    lines.push(IN_PLACE);
     run(name, builder, &lines, |cluster, _| {
         cluster.leader()?.query("CREATE TABLESPACE elsewhere LOCATION ''")?;
         cluster.wait_caught_up(TEN_SECONDS)?;
@@ -276,6 +273,37 @@ fn a_node_with_tablespaces_is_left_as_it_is() {
         away.wait_log(mark, what, A_MINUTE)?;
         ensure!(inode(away)? == old, "its data directory is another one");
         away.wait_state(&["NODE_ERROR"], A_MINUTE).map(drop)
+    });
+}
+
+/// Less than the databases of a new cluster have, and enough for a server to start and to note what has happened.
+const TOO_LITTLE_ROOM: u64 = 8 << 20;
+/// For longer than what is hindered is left alone otherwise.
+const BEYOND_THE_PAUSE: Duration = Duration::from_secs(13);
+
+/// Every attempt is a restart: a copy for which there is no room is not tried again before there is.
+#[test]
+fn a_copy_that_has_no_room_waits_for_it() {
+    let name = "a_copy_that_has_no_room_waits_for_it";
+    if !has_disks(name) {
+        return;
+    }
+    let full = expect("WARNING:  a disk takes no writes: No space left on device", "the full disk");
+    let lines: Vec<_> = lines().into_iter().chain([full]).collect();
+    run(name, builder("on").disks(true), &lines, |cluster, _| {
+        let away = left_behind(cluster)?;
+        let disk = cluster.disk(away.id)?;
+        disk.fill(TOO_LITTLE_ROOM)?;
+        let mark = away.log_mark();
+        away.start()?;
+        away.wait_log(mark, "the data directory is as it was: the leader's databases have ", A_MINUTE)?;
+        let mark = away.log_mark();
+        away.wait_state(&["NODE_ERROR"], A_MINUTE)?;
+        std::thread::sleep(BEYOND_THE_PAUSE);
+        let restarted = away.wait_log(mark, "copying the leader before the restart", Duration::ZERO).is_ok();
+        ensure!(!restarted, "it was restarted once more, for nothing");
+        disk.empty()?;
+        expect_healed(cluster, away)
     });
 }
 

@@ -1,6 +1,8 @@
 //! What several scenarios need.
 
 use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -11,6 +13,7 @@ use biha_cluster_tests::logs::{Expected, LEADER_GONE, expect};
 use biha_cluster_tests::node::{Node, StopMode};
 use biha_cluster_tests::process::{self, Process};
 use biha_cluster_tests::provision;
+use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::verdict::Verdict;
 use biha_cluster_tests::wait::wait_until;
 
@@ -32,6 +35,22 @@ pub fn make_anew(cluster: &Cluster, leader: &Node, node: &Node) -> Result<()> {
     provision::write_magic(cluster)?;
     provision::add(cluster, node)
 }
+
+/// Makes a tablespace "slow" on a disk of its own, which can hang. The cluster allows tablespaces in place.
+pub fn slow_tablespace(cluster: &Cluster, leader: &Node) -> Result<Disk> {
+    leader.query("CREATE TABLESPACE slow LOCATION ''")?;
+    let disk = Disk::create(&cluster.directory.join("slow"))?;
+    let number = leader.value("SELECT oid FROM pg_tablespace WHERE spcname = 'slow'")?;
+    let (place, away) = (leader.data.join("pg_tblspc").join(&number), disk.mount.join(&number));
+    run_program(Command::new("cp").arg("-a").args([&place, &away]))?;
+    fs::remove_dir_all(&place)?;
+    symlink(&away, &place)?;
+    Ok(disk)
+}
+
+/// What PostgreSQL says of a tablespace in place.
+pub const IN_PLACE: Expected =
+    expect("unexpected directory entry * found in pg_tblspc", "so PostgreSQL calls such a tablespace");
 
 /// What the logs of a failover may say.
 pub fn failover_lines() -> Vec<Expected> {

@@ -15,7 +15,9 @@ use biha_cluster_tests::scenario::run;
 use biha_cluster_tests::wait::{wait_for, wait_until};
 use rustix::process::Signal;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, failover_lines, wait_process};
+use crate::common::{
+    A_MINUTE, IN_PLACE, TEN_SECONDS, failover_lines, has_disks, slow_tablespace, wait_process,
+};
 
 const WAITING: &str = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
 const VISIBLE: &str = "SELECT count(*) FROM t";
@@ -121,7 +123,9 @@ fn lossless_cancelled_wait_shows_no_row() {
 /// A timeout cancels the statement that it is for, and no commit that has been made: neither in its answer nor after it.
 #[test]
 fn lossless_timeouts_fail_no_commit() {
-    run("lossless_timeouts_fail_no_commit", builder(), &expected(), |cluster, _| {
+    let mut lines = expected();
+    lines.push(expect("ERROR:  canceling statement due to statement timeout", "it has had its time"));
+    run("lossless_timeouts_fail_no_commit", builder(), &lines, |cluster, _| {
         let leader = cluster.leader()?;
         leader.query("CREATE TABLE t (n int)")?;
         leader.query("BEGIN; INSERT INTO t VALUES (1); PREPARE TRANSACTION 'one'")?;
@@ -138,7 +142,8 @@ fn lossless_timeouts_fail_no_commit() {
         let notify = "BEGIN; INSERT INTO t VALUES (2); NOTIFY t; COMMIT";
         let first = Pending::start(leader, "", notify)?;
         waiting_pid(leader)?;
-        let second = Pending::start(leader, "SET lock_timeout = '50ms'", notify)?;
+        // What comes after it has not waited for anything.
+        let second = Pending::start(leader, "SET lock_timeout = '50ms'", &format!("{notify}; SELECT 1"))?;
         let locked = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
         wait_until("a commit that waits for another", TEN_SECONDS, || leader.value(locked))?;
         second.expect_unanswered()?;
@@ -146,7 +151,63 @@ fn lossless_timeouts_fail_no_commit() {
         first.answer()?;
         second.answer()?;
         ensure!(leader.value(VISIBLE)? == "3", "{} rows", leader.value(VISIBLE)?);
+
+        // A statement of several transactions has its time all the same.
+        let senders = leader.freeze_walsenders()?;
+        let long = "DO $$BEGIN INSERT INTO t VALUES (3); COMMIT; INSERT INTO t VALUES (4); END$$";
+        let pending = Pending::start(leader, "SET statement_timeout = '50ms'", long)?;
+        waiting_pid(leader)?;
+        pending.expect_unanswered()?;
+        thaw(&senders)?;
+        let error = pending.answer().err().context("it has had more time than it was given")?;
+        ensure!(format!("{error:#}").contains("statement timeout"), "it says {error:#}");
+        ensure!(leader.value(VISIBLE)? == "4", "{} rows", leader.value(VISIBLE)?);
         Ok(())
+    });
+}
+
+/// A commit that began when none had to wait, and takes long before it is written, is one of those that have to wait once
+/// the change has been confirmed.
+#[test]
+fn lossless_change_holds_for_commits_under_way() {
+    let name = "lossless_change_holds_for_commits_under_way";
+    if !has_disks(name) {
+        return;
+    }
+    let builder = Cluster::builder().setting("allow_in_place_tablespaces", "on");
+    let lines: Vec<_> = expected().into_iter().chain([IN_PLACE]).collect();
+    run(name, builder, &lines, |cluster, _| {
+        let leader = cluster.wait_healthy(TEN_SECONDS)?;
+        let disk = slow_tablespace(cluster, leader)?;
+        leader.query("CREATE TABLE t (n int)")?;
+        cluster.wait_caught_up(TEN_SECONDS)?;
+        // The temporary table is emptied when the commit has begun and is not written yet.
+        let session = Session::open(&leader.address, "postgres", A_MINUTE)?;
+        for statement in [
+            "SET synchronous_commit = local",
+            "CREATE TEMP TABLE own (n int) ON COMMIT DELETE ROWS TABLESPACE slow",
+            "BEGIN; INSERT INTO own SELECT generate_series(1, 1000); INSERT INTO t VALUES (1)",
+        ] {
+            session.query(statement)?;
+        }
+        let backend = single(session.query("SELECT pg_backend_pid()")?)?;
+        disk.hang()?;
+        let (tell, told) = channel();
+        thread::spawn(move || tell.send(session.query("COMMIT").map(drop)).ok());
+        let pending = Pending(told);
+        wait_until("the commit to hang", TEN_SECONDS, || {
+            let stat = std::fs::read_to_string(format!("/proc/{backend}/stat"))?;
+            ensure!(stat.contains(") D "), "it is not held up: {stat}");
+            Ok(())
+        })?;
+        leader.biha("SELECT biha.set_sync_standbys(1)")?;
+        leader.biha("SELECT biha.set_lossless('require')")?;
+        let senders = leader.freeze_walsenders()?;
+        disk.thaw();
+        pending.expect_unanswered()?;
+        ensure!(leader.value(VISIBLE)? == "1", "it is not committed");
+        thaw(&senders)?;
+        pending.answer()
     });
 }
 

@@ -1,24 +1,21 @@
 //! The leader is cut off from the other nodes but not from its clients: it must stop confirming before the
 //! new leader starts, and rejoin when the partition heals.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use biha_cluster_tests::client::Session;
 use biha_cluster_tests::cluster::Cluster;
-use biha_cluster_tests::disk::Disk;
 use biha_cluster_tests::logs::expect;
 use biha_cluster_tests::network::Network;
 use biha_cluster_tests::oracle::{Load, Oracle};
-use biha_cluster_tests::run::run as run_program;
 use biha_cluster_tests::scenario::{judge, run};
 use biha_cluster_tests::wait::wait_until;
 
-use crate::common::{A_MINUTE, TEN_SECONDS, expect_lost_within_lease, failover_lines, has_disks};
+use crate::common::{
+    A_MINUTE, IN_PLACE, TEN_SECONDS, expect_lost_within_lease, failover_lines, has_disks, slow_tablespace,
+};
 
 fn partition(name: &str, cut: impl Fn(&Cluster, u32) -> Result<()> + Sync) {
     let builder = Cluster::builder().network(Network::Namespaces);
@@ -96,39 +93,39 @@ fn a_leader_that_was_cut_off_while_it_deletes_files_confirms_nothing() {
     }
     let builder = Cluster::builder().network(Network::Namespaces).setting("allow_in_place_tablespaces", "on");
     let mut lines = failover_lines();
-    lines.push(expect(
-        "unexpected directory entry * found in pg_tblspc",
-        "so PostgreSQL calls such a tablespace",
-    ));
+    lines.push(IN_PLACE);
     run(name, builder, &lines, |cluster, _| {
         let old = cluster.leader()?;
-        old.query("CREATE TABLESPACE slow LOCATION ''")?;
-        let disk = Disk::create(&cluster.directory.join("slow"))?;
-        let number = old.value("SELECT oid FROM pg_tablespace WHERE spcname = 'slow'")?;
-        let (place, away) = (old.data.join("pg_tblspc").join(&number), disk.mount.join(&number));
-        run_program(Command::new("cp").arg("-a").args([&place, &away]))?;
-        fs::remove_dir_all(&place)?;
-        symlink(&away, &place)?;
+        let disk = slow_tablespace(cluster, old)?;
         old.query("CREATE TABLE t TABLESPACE slow AS SELECT generate_series(1, 1000)")?;
+        let [session, other] = [(); 2].map(|()| Session::open(&old.address, "postgres", A_MINUTE));
+        let (session, other) = (session?, other?);
+        other.query("CREATE TEMP TABLE own TABLESPACE slow AS SELECT generate_series(1, 1000)")?;
         cluster.wait_caught_up(TEN_SECONDS)?;
         disk.hang()?;
-        let session = Session::open(&old.address, "postgres", A_MINUTE)?;
-        let answer = thread::scope(|scope| {
+        let answers = thread::scope(|scope| {
             let dropped = scope.spawn(move || session.query("DROP TABLE t"));
-            wait_until("the table to be dropped", TEN_SECONDS, || {
-                ensure!(
-                    old.value("SELECT count(*) FROM pg_class WHERE relname = 't'")? == "0",
-                    "it is there"
-                );
+            let with_temporary =
+                scope.spawn(move || other.query("BEGIN; CREATE TABLE u (); DROP TABLE own; COMMIT"));
+            wait_until("both to be committed", TEN_SECONDS, || {
+                let tables =
+                    old.value("SELECT string_agg(relname, '') FROM pg_class WHERE relname IN ('t', 'u')")?;
+                ensure!(tables == "u", "there are {tables}");
                 Ok(())
             })?;
             cluster.partition(old.id)?;
             cluster.wait_leader_other_than(old.id, TEN_SECONDS)?;
-            ensure!(!dropped.is_finished(), "the files are deleted already");
+            let ends = [dropped, with_temporary];
+            ensure!(!ends.iter().any(|end| end.is_finished()), "files are deleted already");
             disk.thaw();
-            dropped.join().ok().context("the client panicked")
+            Ok(ends.map(|end| end.join()))
         })?;
-        ensure!(answer.is_err(), "a leader that is none confirmed a commit");
+        for answer in answers {
+            ensure!(
+                answer.ok().context("the client panicked")?.is_err(),
+                "a leader that is none confirmed a commit"
+            );
+        }
         old.kill_all()
     });
 }
