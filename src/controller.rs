@@ -175,7 +175,8 @@ impl Controller {
         let mut events = Vec::new();
         loop {
             self.wait_and_stop_if_told();
-            if worker::reload_if_told() || self.wanting.is_some() {
+            let enough = self.wanting.take_if(|wanting| wanting.is_over()).is_some();
+            if worker::reload_if_told() || enough {
                 self.node.set_options(options(self.wanting.as_ref()));
             }
             self.look_at_server();
@@ -435,7 +436,7 @@ fn sessions_are_told() -> bool {
 fn options(wanting: Option<&Wanting>) -> Options {
     Options {
         autorewind: guc::AUTOREWIND.get(),
-        autoreclone: guc::AUTORECLONE.get() && wanting.is_none_or(Wanting::is_over),
+        autoreclone: guc::AUTORECLONE.get() && wanting.is_none(),
         trust_refused: guc::TRUST_REFUSED.get(),
     }
 }

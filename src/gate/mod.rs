@@ -134,7 +134,10 @@ fn passes_at_once(event: xact::Event) -> bool {
         // A prepared transaction is written down even where it has written nothing.
         XACT_EVENT_PRE_COMMIT if !xact::wrote() => true,
         XACT_EVENT_PRE_COMMIT | XACT_EVENT_PRE_PREPARE => match look(0) {
-            Look::Open(incarnation) if !synchronous::is_wanted() => enter(incarnation),
+            Look::Open(incarnation) if !synchronous::is_wanted() => {
+                synchronous::note_lowering();
+                enter(incarnation)
+            }
             _ => false,
         },
         XACT_EVENT_PREPARE => confirms_at_once(),
@@ -190,7 +193,6 @@ fn end() {
 
 /// The gate is behind this transaction.
 fn leave() {
-    synchronous::forget_lowering();
     if PASSED.load(Relaxed) != 0 {
         PASSED.store(0, Relaxed);
         drain::leave();

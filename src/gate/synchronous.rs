@@ -19,7 +19,7 @@ const HELD: [c_int; 2] = [SIGINT, SIGTERM];
 
 /// This transaction's commit must be on standbys.
 static GUARDED: AtomicBool = AtomicBool::new(false);
-/// This transaction's commit is left to the session's own `synchronous_commit`, which asks for less.
+/// The session's own `synchronous_commit` asks for less.
 static LOWERED: AtomicBool = AtomicBool::new(false);
 /// Signals that came meanwhile, as bits.
 static CAME: AtomicI32 = AtomicI32::new(0);
@@ -34,15 +34,21 @@ pub fn is_wanted() -> bool {
     board::gate().sync_standbys.load(SeqCst) != 0
 }
 
+/// Notes what the session wants of its commit, which it may not say any more when that is over.
+#[inline]
+pub fn note_lowering() {
+    LOWERED.store(!xact::commits_synchronously(), Relaxed);
+}
+
 /// Begins to guard the commit that is about to be made, if it shall be synchronous. May raise an ERROR.
 pub fn begin() {
+    note_lowering();
     if !is_wanted() {
         return;
     }
-    if !xact::commits_synchronously() {
+    if LOWERED.load(Relaxed) {
         if !is_required() {
             board::gate().lowered_commits.fetch_add(1, Relaxed);
-            LOWERED.store(true, Relaxed);
             return;
         }
         xact::commit_synchronously();
@@ -75,12 +81,6 @@ pub fn is_needed() -> bool {
 /// Have enough standbys what ends here?
 pub fn is_replicated(end: Lsn) -> bool {
     walsender::synchronous_at(end) >= board::gate().sync_standbys.load(SeqCst)
-}
-
-/// The next transaction decides anew.
-#[inline]
-pub fn forget_lowering() {
-    LOWERED.store(false, Relaxed);
 }
 
 /// The transaction is over: signals count again, those that came as well.

@@ -51,7 +51,7 @@ pub fn run(source: &str, end: Position) -> bool {
         Err(Failure::Stopped) => return true,
         Err(Failure::Failed(why)) => why,
         Err(Failure::Full { text, needed }) => {
-            room::note(Some(room::wanted_after(needed)));
+            room::note(Some(needed));
             Hindrance { text, passing: true }
         }
     };
@@ -68,16 +68,7 @@ pub fn after_rewind(source: &str) -> Result<(), Failure> {
     let leader = source.ask()?;
     leader.check(&known()?)?;
     make_room(&leader, &left)?;
-    let made = replace(&data, &Old { own: &data, mode, end: None }, &source);
-    match made {
-        // Its databases are not all that a copy needs room for.
-        Err(Failure::Full { text, .. }) if left.exists() => {
-            remove_left(&left)?;
-            let text = format!("{text}; what the rewind had left was removed");
-            Err(Hindrance { text, passing: true }.into())
-        }
-        made => made,
-    }
+    replace(&data, &Old { own: &data, mode, end: None }, &source)
 }
 
 /// Removes what a rewind has left of the data if the copy needs its place, and only if it is enough. It may be the last of
@@ -86,14 +77,13 @@ fn make_room(leader: &Facts, left: &Path) -> Result<(), Failure> {
     let free = room::free()?;
     if leader.fits(free).is_err() {
         let size = aside::size(left).map_err(|e| of_own_disk("see how much room the rewind has left", &e))?;
-        leader.fits(free.saturating_add(size))?;
-        remove_left(left)?;
+        if let Err(Failure::Full { text, needed }) = leader.fits(free.saturating_add(size)) {
+            let text = format!("{text}, with what the rewind has left");
+            return Err(Failure::Full { text, needed: needed.saturating_sub(size) });
+        }
+        aside::remove(left).map_err(|e| of_own_disk("remove what the rewind has left", &e))?;
     }
     Ok(())
-}
-
-fn remove_left(left: &Path) -> Result<(), Hindrance> {
-    aside::remove(left).map_err(|e| of_own_disk("remove what the rewind has left", &e))
 }
 
 /// Removes what a re-clone has left that was cut short, and finishes what is left to do of one that was not. At each start.

@@ -14,7 +14,7 @@ use biha_io::StateFiles;
 use pgrx::PgLogLevel;
 
 use super::reexec::Image;
-use super::room::{self, Wanting};
+use super::room::Wanting;
 use super::signals::STOPS;
 use super::source::Failure;
 use super::{aside, exit_log, reclone, report, swap};
@@ -75,7 +75,7 @@ pub fn resume(image: &Image) {
         let (text, wanted) = match copied {
             Ok(()) => break,
             Err(Failure::Failed(why)) => (why.text, 0),
-            Err(Failure::Full { text, needed }) => (text, room::wanted_after(needed)),
+            Err(Failure::Full { text, needed }) => (text, needed),
             Err(Failure::Stopped) => postmaster::end(0),
         };
         let hint = "It is tried again. The server starts when the leader has been copied.";

@@ -192,9 +192,11 @@ pub fn writable(findings: &mut Findings, file: &Path) {
 
 /// The log of a server that is to be started.
 pub fn log(findings: &mut Findings, file: &Path) {
-    let holder = if file.exists() { Some(file) } else { file.parent() };
-    let may = holder.is_some_and(|path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok());
-    if !may || file.is_dir() {
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.into());
+    // Directories above a new data directory are made with it.
+    let holder = absolute.ancestors().find(|path| path.exists()).unwrap_or(&absolute);
+    let fits = if holder == absolute { !holder.is_dir() } else { holder.is_dir() };
+    if !fits || rustix::fs::access(holder, rustix::fs::Access::WRITE_OK).is_err() {
         findings.error(
             format!("the server's log \"{}\" cannot be written", file.display()),
             "Name another file with --log.",
@@ -367,7 +369,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         assert_eq!(texts(|f| log(f, &dir.path().join("new"))).len(), 0);
         assert_eq!(texts(|f| log(f, "/dev/null".as_ref())).len(), 0);
-        assert_eq!(texts(|f| log(f, &dir.path().join("missing/new"))).len(), 1);
+        assert_eq!(texts(|f| log(f, &dir.path().join("not/yet/new.log"))).len(), 0);
+        assert_eq!(texts(|f| log(f, "new.log".as_ref())).len(), 0);
+        assert_eq!(texts(|f| log(f, "/proc/version/new".as_ref())).len(), 1);
         assert_eq!(texts(|f| log(f, dir.path())).len(), 1);
     }
 

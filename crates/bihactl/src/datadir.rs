@@ -120,19 +120,8 @@ pub fn running(path: &Path) -> Result<Option<Running>> {
     let text = files::read_text(&path.join("postmaster.pid"))?.unwrap_or_default();
     Ok(parse_pid_file(&text).filter(|server| {
         let pid = i32::try_from(server.pid).ok().and_then(Pid::from_raw);
-        let lives = pid.is_some_and(|pid| !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH)));
-        lives && !is_elsewhere(server.pid, path)
+        pid.is_some_and(|pid| !matches!(test_kill_process(pid), Err(rustix::io::Errno::SRCH)))
     }))
-}
-
-/// Does a process certainly work in another directory? A server works in its data directory: after a crash of the machine
-/// its number may be another's.
-fn is_elsewhere(pid: u32, path: &Path) -> bool {
-    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
-    match (place(format!("/proc/{pid}/cwd").as_ref()), place(path)) {
-        (Ok(there), Ok(here)) => there != here,
-        _ => false,
-    }
 }
 
 /// Lines of postmaster.pid (pidfile.h): pid, data directory, start time, port, socket directory, …
@@ -184,21 +173,6 @@ mod tests {
         let server = Running { pid: 4711, port: 5433, socket_dir: "/tmp".into() };
         assert_eq!(parse_pid_file(text), Some(server));
         assert_eq!(parse_pid_file(""), None);
-    }
-
-    #[test]
-    fn a_process_that_works_elsewhere_is_no_server() {
-        let dir = tempfile::tempdir().expect("directory");
-        let server = |pid: u32| {
-            fs::write(dir.path().join("postmaster.pid"), format!("{pid}\n")).expect("written");
-            running(dir.path()).expect("probe").is_some()
-        };
-        assert!(!server(std::process::id()), "its number was given anew");
-        let mut command = std::process::Command::new("sleep");
-        let mut child = command.arg("60").current_dir(dir.path()).spawn().expect("started");
-        assert!(server(child.id()));
-        child.kill().and_then(|()| child.wait()).expect("ended");
-        assert!(!server(child.id()));
     }
 
     #[test]

@@ -41,7 +41,8 @@ pub fn biha_port(node: &cli::Node, port: u16) -> Result<u16> {
 /// Log file of a server that is started.
 pub fn log_file(node: &cli::Node, pgdata: &Path) -> PathBuf {
     node.log.clone().unwrap_or_else(|| {
-        let mut name = pgdata.as_os_str().to_owned();
+        // A slash at the end is not part of the name.
+        let mut name = pgdata.components().as_path().as_os_str().to_owned();
         name.push(".log");
         PathBuf::from(name)
     })

@@ -127,14 +127,6 @@ fn pg_ctl_start(
     result.map(drop).with_context(|| format!("the server did not start; its log says:\n{}", tail(log)))
 }
 
-/// Starts a server that runs or has run with the options that it had the last time (postmaster.opts).
-fn pg_ctl_restart(tools: &Tools, pgdata: &Path, log: &Path, timeout: Duration) -> Result<()> {
-    let mut command = tools.command("pg_ctl");
-    command.args(["restart", "-w", "-m", "fast", "-t", &timeout.as_secs().to_string(), "-D"]).arg(pgdata);
-    let result = run_through(command.arg("-l").arg(log));
-    result.map(drop).with_context(|| format!("the server did not restart; its log says:\n{}", tail(log)))
-}
-
 fn tail(log: &Path) -> String {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -201,7 +193,7 @@ impl Work {
         let (private, was_private) = (self.private.clone(), self.private.borrow().is_some());
         self.undo.push("start the server again", move || {
             if !was_private && datadir::running(&layout.pgdata)?.is_none() {
-                pg_ctl_restart(&tools, &layout.pgdata, &log, timeout)?;
+                pg_ctl_start(&tools, &layout.pgdata, &log, timeout, &layout.server_args().split_off(2))?;
             }
             if was_private && private.borrow().is_none() {
                 end(&tools, &layout.pgdata, STOP_PATIENCE)?;
@@ -236,7 +228,14 @@ impl Work {
 
     pub(super) fn restart(&mut self) -> Result<()> {
         self.remember_to_end();
-        pg_ctl_restart(&self.tools, &self.layout.pgdata, &self.log, self.timeout)
+        let timeout = self.timeout.as_secs().to_string();
+        let mut command = self.tools.command("pg_ctl");
+        command.args(["restart", "-w", "-m", "fast", "-t", &timeout, "-D"]).arg(&self.layout.pgdata);
+        command.arg("-l").arg(&self.log);
+        let result = run_through(&mut command);
+        result
+            .map(drop)
+            .with_context(|| format!("the server did not restart; its log says:\n{}", tail(&self.log)))
     }
 
     pub(super) fn wait_for(&mut self, wanted: &str) -> Result<()> {
@@ -301,7 +300,6 @@ pub fn local_login(server: &datadir::Running, user: Option<&str>) -> Login {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::process::Command;
 
     use super::*;
 
@@ -317,18 +315,16 @@ mod tests {
     fn a_server_that_does_not_end_is_told_of_with_what_to_do() {
         let dir = tempfile::tempdir().expect("directory");
         let pid_file = dir.path().join("postmaster.pid");
-        let mut server = Command::new("sleep").arg("60").current_dir(dir.path()).spawn().expect("started");
         let wait = Duration::from_secs(7);
         let unused = pg_ctl(dir.path(), "exit 1");
         end(&unused, dir.path(), wait).expect("none runs");
-        fs::write(&pid_file, format!("{}\n", server.id())).expect("written");
+        fs::write(&pid_file, format!("{}\n", std::process::id())).expect("written");
         let tools = pg_ctl(dir.path(), "echo \"$*\"; echo not yet >&2; exit 1");
         let error = format!("{:#}", end(&tools, dir.path(), wait).expect_err("it runs on"));
         assert!(error.contains("stop -w -m fast -t 7 -D"), "{error}");
         assert!(error.contains("not yet"), "{error}");
         let tools = pg_ctl(dir.path(), "rm \"$8\"/postmaster.pid; exit 1");
         end(&tools, dir.path(), wait).expect("it ended by itself");
-        server.kill().and_then(|()| server.wait()).expect("ended");
     }
 
     #[test]

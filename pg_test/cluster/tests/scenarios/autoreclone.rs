@@ -296,7 +296,7 @@ fn a_copy_that_has_no_room_waits_for_it() {
         disk.fill(TOO_LITTLE_ROOM)?;
         let mark = away.log_mark();
         away.start()?;
-        away.wait_log(mark, "the data directory is as it was: the leader's databases have ", A_MINUTE)?;
+        away.wait_log(mark, "the data directory is as it was: a copy of the leader needs ", A_MINUTE)?;
         let mark = away.log_mark();
         away.wait_state(&["NODE_ERROR"], A_MINUTE)?;
         std::thread::sleep(BEYOND_THE_PAUSE);
